@@ -1,0 +1,58 @@
+"""Argument checks with one voice: every message names the argument, what it was and what it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_int(name: str, value: Any, *, least: int) -> int:
+    """Return ``value`` as an int of at least ``least``; TypeError or ValueError otherwise."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, but was {value!r} ({type(value).__name__})")
+    number = int(value.__index__())
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, but was {number}")
+    return number
+
+
+def check_float(name: str, value: Any, *, least: float) -> float:
+    """Return ``value`` as a finite float of at least ``least``; TypeError or ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a float, but was {value!r} ({type(value).__name__})")
+    number = float(value)
+    if not least <= number < float("inf"):
+        raise ValueError(f"{name} must be finite and at least {least}, but was {number}")
+    return number
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """Return ``value`` if it is one of ``choices``; ValueError otherwise."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, but was {value!r}")
+    return str(value)
+
+
+def check_tensor(name: str, value: Any, shape: Sequence[int | str], *, finite: bool = True) -> Tensor:
+    """Return ``value``, a floating tensor of the given shape.
+
+    ``shape`` holds a number where the size is fixed and a letter of the legend where any size of at least 1 will do.
+    Raises TypeError for another type or dtype, ValueError for another shape or non-finite entries.
+    """
+    wanted = "[" + ", ".join(map(str, shape)) + "]"
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor of shape {wanted}, but was {type(value).__name__}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be a floating tensor, but its dtype was {value.dtype}")
+    fits = value.dim() == len(shape) and all(
+        size >= 1 if isinstance(want, str) else size == want for size, want in zip(value.shape, shape)
+    )
+    if not fits:
+        raise ValueError(f"{name} must have shape {wanted}, but had {list(value.shape)}")
+    if finite and not bool(torch.isfinite(value).all()):
+        bad = int((~torch.isfinite(value)).sum())
+        raise ValueError(f"{name} must be finite, but {bad} of its {value.numel()} entries were not")
+    return value

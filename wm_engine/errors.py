@@ -1,0 +1,31 @@
+"""Errors that the person at the keyboard can mend.
+
+The command line prints the message of a :class:`WMEngineError` without a traceback and exits with status 2. Wrong
+arguments to the Python API are plain ``ValueError`` and ``TypeError``.
+"""
+
+from __future__ import annotations
+
+
+class WMEngineError(Exception):
+    """Something outside the code is wrong; the message names the thing, what it is, and what to do."""
+
+
+class ConfigError(WMEngineError):
+    """A preset, key or value of the configuration is unknown or ill-typed."""
+
+
+class RunMismatchError(WMEngineError):
+    """A run folder belongs to another configuration."""
+
+
+class CorruptFileError(WMEngineError):
+    """A file cannot be read back as it was written: truncated, damaged, or not what its name says."""
+
+
+class MissingDependencyError(WMEngineError):
+    """An optional package, environment or compiled part is not installed."""
+
+
+class StorageError(WMEngineError):
+    """The disk is full or a path cannot be written."""

@@ -1,0 +1,1 @@
+"""Presets: complete configurations of the main job, one TOML file each."""

@@ -1,0 +1,68 @@
+"""The record of a run: ``metrics.jsonl`` for programs, TensorBoard events for people."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from wm_engine.runs import storage_errors
+
+
+class Recorder:
+    """Appends scalars to ``FOLDER/metrics.jsonl`` and to TensorBoard events in the same folder.
+
+    A row: ``{"stage", "iteration", "step", "time" (Unix seconds), NAME: number, ...}``. A resumed run repeats the steps
+    since its last checkpoint; :func:`read_metrics` keeps the newest row of each (stage, iteration, step).
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self.path = self.folder / "metrics.jsonl"
+        with storage_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._events = SummaryWriter(str(self.folder))
+
+    def log(self, stage: str, step: int, iteration: int = 0, **scalars: float) -> None:
+        """Record the numbers of one step of ``stage``. Curves and texts belong elsewhere: values are scalars."""
+        row: dict[str, Any] = {"stage": stage, "iteration": iteration, "step": step, "time": time.time()}
+        row |= {name: float(value) for name, value in scalars.items()}
+        with storage_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        for name, value in scalars.items():
+            if math.isfinite(value):
+                tag = f"{stage}/{name}" if iteration == 0 else f"{stage}.{iteration}/{name}"
+                self._events.add_scalar(tag, float(value), step)
+
+    def close(self) -> None:
+        """Write what is still in memory."""
+        self._events.close()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """All rows of a ``metrics.jsonl``, the newest of each (stage, iteration, step), in order of first appearance.
+
+    A last line cut short by a kill is left out.
+    """
+    rows: dict[tuple[str, int, int], dict[str, Any]] = {}
+    if not Path(path).exists():
+        return []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        rows[row["stage"], row["iteration"], row["step"]] = row
+    return list(rows.values())

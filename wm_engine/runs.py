@@ -1,0 +1,248 @@
+"""The run folder: paths, atomic writes, checkpoints, fingerprints.
+
+Files are safetensors and text; nothing here executes anything on load. Every write goes to a temporary file beside its
+target, is synced, and takes the target's name in one rename, so a reader never meets half a file.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from wm_engine.errors import CorruptFileError, StorageError
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk, a missing permission or a read-only place into a StorageError that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageError(
+                f"{path}: no space left to write it ({error.strerror}). Free some space or choose another --run folder, "
+                "then run the same command again: finished work is kept."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+            raise StorageError(f"{path}: cannot be written ({error.strerror}). Choose another --run folder.") from error
+        raise
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A binary file that takes the name ``path`` only when it has been written whole and synced.
+
+    Raises StorageError where the disk is full or the place cannot be written; the earlier file is then still there.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    # The rename itself lives in the folder: without this, a power cut can undo it.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write ``value`` as JSON, atomically. Non-finite numbers become NaN/Infinity, as Python's json reads them back."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file; CorruptFileError names it where it does not parse."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise CorruptFileError(f"{path}: not valid JSON ({error}). Delete it to have it made again.") from error
+
+
+def as_tensor(value: Tensor | np.ndarray) -> Tensor:
+    """A contiguous CPU tensor of ``value``."""
+    tensor = torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
+    return tensor.detach().to("cpu").contiguous()
+
+
+def save_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor | np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file atomically, with a SHA-256 of its tensors in the metadata."""
+    plain = {name: as_tensor(value) for name, value in tensors.items()}
+    header = dict(metadata or {}) | {"sha256": _digest(plain)}
+    with atomic_write(path) as file:
+        file.write(serialize(plain, header))
+
+
+def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file whole: its tensors by name, and its metadata.
+
+    Raises CorruptFileError where the file is truncated, damaged or not safetensors; FileNotFoundError where it is not
+    there.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CorruptFileError(
+            f"{path}: damaged or truncated ({error}). Delete it, and the stage that made it will make it again."
+        ) from error
+    digest = metadata.pop("sha256", None)
+    if digest is not None and digest != _digest(tensors):
+        raise CorruptFileError(
+            f"{path}: its contents do not match their checksum. Delete it, and the stage that made it will make it again."
+        )
+    return tensors, metadata
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        sha.update(f"{name}:{tensor.dtype}:{list(tensor.shape)};".encode())
+        sha.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """A short hash of a JSON-able value: equal values, equal fingerprints, whatever the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def file_fingerprint(path: str | os.PathLike[str]) -> str:
+    """A short hash of a file's bytes."""
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()[:16]
+
+
+class Checkpoints:
+    """A folder of ``STEP.safetensors`` files, each the whole state of a training at that step; the newest are kept.
+
+    The JSON-able part of the state travels in the file's metadata, so that one rename commits everything.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], keep: int = 2) -> None:
+        self.folder = Path(folder)
+        self.keep = keep
+
+    def save(self, step: int, tensors: Mapping[str, Tensor | np.ndarray], state: Mapping[str, Any]) -> None:
+        """Write the checkpoint of ``step`` atomically, then delete all but the newest ``keep``."""
+        save_tensors(self._path(step), tensors, {"step": str(step), "state": json.dumps(dict(state), sort_keys=True)})
+        for old in self._paths()[: -self.keep]:
+            old.unlink(missing_ok=True)
+
+    def latest(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+        """The newest checkpoint as (step, tensors, state); None where there is none. CorruptFileError if damaged."""
+        paths = self._paths()
+        if not paths:
+            return None
+        tensors, metadata = load_tensors(paths[-1])
+        try:
+            return int(metadata["step"]), tensors, json.loads(metadata["state"])
+        except (KeyError, ValueError) as error:
+            raise CorruptFileError(f"{paths[-1]}: not a checkpoint ({error!r}). Delete it to resume from the one before.") from error
+
+    def clear(self) -> None:
+        """Delete every checkpoint: the work they belonged to is done, or must begin anew."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"{step:08d}.safetensors"
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("[0-9]*.safetensors"))
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of a run. ``iteration(k)`` is where round k of the pipeline works; the top level holds the chosen one."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.toml"
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifest.json"
+
+    @property
+    def rollouts(self) -> Path:
+        return self.root / "rollouts"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report"
+
+    @property
+    def vision(self) -> Path:
+        return self.root / "vision.safetensors"
+
+    @property
+    def memory(self) -> Path:
+        return self.root / "memory.safetensors"
+
+    @property
+    def controller(self) -> Path:
+        return self.root / "controller.safetensors"
+
+    @property
+    def latents(self) -> Path:
+        return self.root / "latents"
+
+    @property
+    def evolution(self) -> Path:
+        return self.root / "evolution"
+
+    def checkpoints(self, stage: str) -> Path:
+        """Where the unfinished training of ``stage`` keeps its checkpoints."""
+        return self.root / "checkpoints" / stage
+
+    def iteration(self, index: int) -> RunFolder:
+        """The folder of round ``index``: the same names one level down; rollouts and metrics stay at the top."""
+        return RunFolder(self.root / "iterations" / f"{index:02d}")
