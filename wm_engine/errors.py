@@ -19,6 +19,14 @@ class RunMismatchError(WMEngineError):
     """A run folder belongs to another configuration."""
 
 
+class RunBusyError(WMEngineError):
+    """Another process is working in the run folder."""
+
+
+class MissingStageError(WMEngineError):
+    """A stage was asked for whose inputs are not there yet."""
+
+
 class CorruptFileError(WMEngineError):
     """A file cannot be read back as it was written: truncated, damaged, or not what its name says."""
 

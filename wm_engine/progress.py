@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any, TextIO
 
@@ -32,7 +33,10 @@ def track(total: int | None, description: str, unit: str, initial: int = 0) -> A
     ``total``: how many units the work has; None where that is unknown. ``initial``: units done by an earlier run.
     """
     if sys.stderr.isatty():
-        return tqdm(total=total, desc=description, unit=unit, initial=initial, dynamic_ncols=True, unit_scale=True)
+        # A terminal may give its size as 0 by 0 (containers, some CI): tqdm would then draw nothing.
+        known = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+        size: dict[str, Any] = {"dynamic_ncols": True} if known else {"ncols": 80, "nrows": 24}
+        return tqdm(total=total, desc=description, unit=unit, initial=initial, unit_scale=True, **size)
     return tqdm(
         total=total,
         desc=description,

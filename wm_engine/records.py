@@ -27,6 +27,7 @@ class Recorder:
         self.path = self.folder / "metrics.jsonl"
         with storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+            _end_torn_line(self.path)
         self._events = SummaryWriter(str(self.folder))
 
     def log(self, stage: str, step: int, iteration: int = 0, **scalars: float) -> None:
@@ -47,14 +48,26 @@ class Recorder:
     def __enter__(self) -> Recorder:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
+
+
+def _end_torn_line(path: Path) -> None:
+    # A kill can cut the last line short; without its newline the next row would be lost with it.
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with open(path, "rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """All rows of a ``metrics.jsonl``, the newest of each (stage, iteration, step), in order of first appearance.
 
-    A last line cut short by a kill is left out.
+    A line cut short by a kill is left out.
     """
     rows: dict[tuple[str, int, int], dict[str, Any]] = {}
     if not Path(path).exists():

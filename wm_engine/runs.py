@@ -7,6 +7,7 @@ target, is synced, and takes the target's name in one rename, so a reader never 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from wm_engine.errors import CorruptFileError, StorageError
+from wm_engine.errors import CorruptFileError, RunBusyError, StorageError
 
 
 @contextmanager
@@ -34,8 +35,8 @@ def storage_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageError(
-                f"{path}: no space left to write it ({error.strerror}). Free some space or choose another --run folder, "
-                "then run the same command again: finished work is kept."
+                f"{path}: no space left to write it ({error.strerror}). Free some space or choose another --run "
+                "folder, then run the same command again: finished work is kept."
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
             raise StorageError(f"{path}: cannot be written ({error.strerror}). Choose another --run folder.") from error
@@ -73,6 +74,39 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` for this process alone; RunBusyError where another process holds it.
+
+    The lock belongs to the open file, so it goes with the process however that ends; the file ``.lock`` itself stays
+    behind and means nothing.
+    """
+    path = folder / ".lock"
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+", encoding="ascii")  # noqa: SIM115 - closed below; "a+" keeps the holder's number readable
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip()
+            raise RunBusyError(
+                f"{folder}: process {holder or '(unknown)'} is working in this run folder. "
+                "Wait for it to end, or choose another --run folder."
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def sweep_temporaries(folder: Path) -> None:
+    """Delete what killed writes left behind. Only the holder of the folder's lock may do this."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a UTF-8 text file atomically."""
     with atomic_write(path) as file:
@@ -105,7 +139,19 @@ def save_tensors(
     plain = {name: as_tensor(value) for name, value in tensors.items()}
     header = dict(metadata or {}) | {"sha256": _digest(plain)}
     with atomic_write(path) as file:
-        file.write(serialize(plain, header))
+        file.write(_in_order(serialize(plain, header)))
+
+
+def _in_order(data: bytes) -> bytes:
+    """The safetensors file ``data`` with its header's keys sorted.
+
+    The library writes the metadata in the order of a randomly seeded hash table; a resumed run is compared with an
+    uninterrupted one by bytes. The format: 8 bytes of header length (little endian), JSON padded with spaces, tensors.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    text = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -127,7 +173,8 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     digest = metadata.pop("sha256", None)
     if digest is not None and digest != _digest(tensors):
         raise CorruptFileError(
-            f"{path}: its contents do not match their checksum. Delete it, and the stage that made it will make it again."
+            f"{path}: its contents do not match their checksum. Delete it, and the stage that made it will make it "
+            "again."
         )
     return tensors, metadata
 
@@ -155,6 +202,11 @@ def file_fingerprint(path: str | os.PathLike[str]) -> str:
     return sha.hexdigest()[:16]
 
 
+def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """A short hash of named tensors, a state dict for one: equal names, dtypes, shapes and bits, equal fingerprints."""
+    return _digest({name: as_tensor(value) for name, value in tensors.items()})[:16]
+
+
 class Checkpoints:
     """A folder of ``STEP.safetensors`` files, each the whole state of a training at that step; the newest are kept.
 
@@ -180,7 +232,9 @@ class Checkpoints:
         try:
             return int(metadata["step"]), tensors, json.loads(metadata["state"])
         except (KeyError, ValueError) as error:
-            raise CorruptFileError(f"{paths[-1]}: not a checkpoint ({error!r}). Delete it to resume from the one before.") from error
+            raise CorruptFileError(
+                f"{paths[-1]}: not a checkpoint ({error!r}). Delete it to resume from the one before."
+            ) from error
 
     def clear(self) -> None:
         """Delete every checkpoint: the work they belonged to is done, or must begin anew."""
@@ -195,7 +249,7 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The paths of a run. ``iteration(k)`` is where round k of the pipeline works; the top level holds the chosen one."""
+    """The paths of a run. ``iteration(k)`` is where round k works; the top level holds the chosen round's models."""
 
     root: Path
 

@@ -1,0 +1,73 @@
+"""The record of a run: rows come back, a repeated step replaces its row, a torn line is left out."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from wm_engine.records import Recorder, read_metrics
+
+
+def test_rows_come_back_in_order(tmp_path):
+    with Recorder(tmp_path) as recorder:
+        recorder.log("vision", 1, loss=2.0)
+        recorder.log("vision", 2, loss=1.0, kl=3)
+        recorder.log("vision", 1, iteration=1, loss=0.5)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(row["stage"], row["iteration"], row["step"], row["loss"]) for row in rows] == [
+        ("vision", 0, 1, 2.0),
+        ("vision", 0, 2, 1.0),
+        ("vision", 1, 1, 0.5),
+    ]
+    assert rows[1]["kl"] == 3.0
+
+
+def test_a_resumed_run_replaces_the_rows_it_repeats(tmp_path):
+    for loss in (2.0, 1.5):
+        with Recorder(tmp_path) as recorder:
+            recorder.log("memory", 7, loss=loss)
+            recorder.log("memory", 8, loss=loss - 1)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row["loss"]) for row in rows] == [(7, 1.5), (8, 0.5)]
+
+
+def test_a_line_torn_by_a_kill_does_not_swallow_the_next(tmp_path):
+    with Recorder(tmp_path) as recorder:
+        recorder.log("memory", 1, loss=1.0)
+    with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"stage": "memory", "iter')
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1]
+    with Recorder(tmp_path) as recorder:
+        recorder.log("memory", 2, loss=0.5)
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_missing_record_is_empty(tmp_path):
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_non_finite_numbers_are_kept_in_the_rows(tmp_path):
+    with Recorder(tmp_path) as recorder:
+        recorder.log("evolution", 1, best=math.inf, mean=math.nan)
+    row = read_metrics(tmp_path / "metrics.jsonl")[0]
+    assert row["best"] == math.inf
+    assert math.isnan(row["mean"])
+
+
+def test_every_line_is_json_with_its_place_and_time(tmp_path):
+    with Recorder(tmp_path) as recorder:
+        recorder.log("collect", 3, iteration=2, frames_per_second=100.0)
+    row = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert row.keys() == {"stage", "iteration", "step", "time", "frames_per_second"}
+
+
+def test_tensorboard_has_the_finite_numbers_by_stage_and_round(tmp_path):
+    with Recorder(tmp_path) as recorder:
+        recorder.log("vision", 1, loss=2.0)
+        recorder.log("vision", 2, loss=math.nan)
+        recorder.log("vision", 3, iteration=1, loss=1.0)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("vision/loss")] == [(1, 2.0)]
+    assert [(event.step, event.value) for event in events.Scalars("vision.1/loss")] == [(3, 1.0)]

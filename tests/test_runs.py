@@ -1,0 +1,197 @@
+"""The run folder: nothing half-written is ever read, damage is named, one process holds it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from wm_engine.errors import CorruptFileError, RunBusyError, StorageError
+from wm_engine.runs import (
+    Checkpoints,
+    RunFolder,
+    atomic_write,
+    file_fingerprint,
+    fingerprint,
+    load_tensors,
+    lock_folder,
+    read_json,
+    save_tensors,
+    sweep_temporaries,
+    write_json,
+    write_text,
+)
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    return {"a": torch.arange(6.0).reshape(2, 3), "empty": torch.zeros(0, 4), "scalar": torch.tensor(7)}
+
+
+def test_tensors_come_back_as_they_were(tmp_path):
+    path = tmp_path / "new" / "x.safetensors"
+    save_tensors(path, tensors() | {"f64": np.array([1.5, np.nan])}, {"kind": "test"})
+    loaded, metadata = load_tensors(path)
+    assert metadata == {"kind": "test"}
+    assert loaded.keys() == {"a", "empty", "scalar", "f64"}
+    for name, tensor in tensors().items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor)
+    assert loaded["f64"].dtype == torch.float64
+    assert torch.isnan(loaded["f64"][1])
+
+
+def test_a_view_is_saved_by_its_values(tmp_path):
+    wide = torch.arange(12.0).reshape(3, 4)
+    save_tensors(tmp_path / "x.safetensors", {"t": wide.T, "column": wide[:, 1]})
+    loaded, _ = load_tensors(tmp_path / "x.safetensors")
+    assert torch.equal(loaded["t"], wide.T)
+    assert torch.equal(loaded["column"], wide[:, 1])
+
+
+def test_equal_contents_make_equal_files(tmp_path):
+    save_tensors(tmp_path / "1", tensors(), {"kind": "test", "b": "2"})
+    save_tensors(tmp_path / "2", dict(reversed(tensors().items())), {"b": "2", "kind": "test"})
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+    assert file_fingerprint(tmp_path / "1") == file_fingerprint(tmp_path / "2")
+
+
+@pytest.mark.parametrize("keep", [0, 5, 50, -1])
+def test_a_truncated_file_is_named(tmp_path, keep):
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, tensors())
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CorruptFileError, match=r"x\.safetensors"):
+        load_tensors(path)
+
+
+def test_one_flipped_bit_is_found(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, tensors())
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptFileError, match=r"x\.safetensors.*checksum"):
+        load_tensors(path)
+
+
+def test_a_missing_file_is_not_a_damaged_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_tensors(tmp_path / "nowhere")
+
+
+def test_a_failed_write_keeps_the_earlier_file_and_leaves_nothing(tmp_path):
+    path = tmp_path / "x.txt"
+    write_text(path, "first")
+    with pytest.raises(TypeError), atomic_write(path) as file:
+        file.writelines([b"second, ", None])
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_a_storage_error_that_names_the_file(tmp_path):
+    path = tmp_path / "x.txt"
+    write_text(path, "first")
+    with pytest.raises(StorageError, match=r"x\.txt.*space"), atomic_write(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert path.read_text() == "first"
+
+
+def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="below"):
+        write_text(tmp_path / "file" / "below", "text")
+
+
+def test_a_killed_write_leaves_the_earlier_file(tmp_path):
+    path = tmp_path / "x.txt"
+    write_text(path, "first")
+    program = (
+        "import os, signal, sys\n"
+        "from wm_engine.runs import atomic_write\n"
+        "with atomic_write(sys.argv[1]) as file:\n"
+        "    file.write(b'second, cut'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == -signal.SIGKILL
+    assert path.read_text() == "first"
+    assert len(list(tmp_path.iterdir())) == 2
+    sweep_temporaries(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_round_trip_and_damage(tmp_path):
+    value = {"b": [1, 2.5, None], "a": "ä"}
+    write_json(tmp_path / "x.json", value)
+    assert read_json(tmp_path / "x.json") == value
+    (tmp_path / "x.json").write_text('{"b": [1,')
+    with pytest.raises(CorruptFileError, match=r"x\.json"):
+        read_json(tmp_path / "x.json")
+
+
+def test_fingerprints_follow_the_value_not_the_order():
+    assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
+    assert len({fingerprint(value) for value in ({"a": 1}, {"a": 2}, {"a": 1.5}, {"b": 1}, ["a", 1])}) == 5
+
+
+def test_checkpoints_give_back_the_newest_and_keep_few(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "vision", keep=2)
+    assert checkpoints.latest() is None
+    for step in (5, 10, 100):
+        checkpoints.save(step, {"w": torch.full((2,), float(step))}, {"epoch": step // 5})
+    step, loaded, state = checkpoints.latest()
+    assert step == 100
+    assert torch.equal(loaded["w"], torch.full((2,), 100.0))
+    assert state == {"epoch": 20}
+    assert len(list((tmp_path / "vision").iterdir())) == 2
+    checkpoints.clear()
+    assert checkpoints.latest() is None
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, {"w": torch.zeros(8)}, {})
+    path = next(tmp_path.iterdir())
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(CorruptFileError, match=path.name):
+        checkpoints.latest()
+
+
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
+    save_tensors(tmp_path / "00000003.safetensors", {"w": torch.zeros(8)})
+    with pytest.raises(CorruptFileError, match="not a checkpoint"):
+        Checkpoints(tmp_path).latest()
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from wm_engine.runs import lock_folder
+with lock_folder(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_holds_a_folder_until_it_dies(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(RunBusyError, match=f"process {holder.pid}"), lock_folder(tmp_path):
+            pass
+        holder.kill()
+        holder.wait()
+    with lock_folder(tmp_path):
+        pass
+    with lock_folder(tmp_path):
+        pass
+
+
+def test_rounds_work_below_the_run():
+    run = RunFolder(Path("runs/x"))
+    assert run.iteration(3).vision == Path("runs/x/iterations/03/vision.safetensors")
+    assert run.checkpoints("memory") == Path("runs/x/checkpoints/memory")

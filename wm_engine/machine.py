@@ -1,0 +1,49 @@
+"""What this process may use of the machine: CPUs after affinity and container limits."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def available_cpus() -> int:
+    """How many CPUs this process may keep busy: the least of affinity (taskset, batch systems) and cgroup quota.
+
+    ``os.cpu_count()`` knows neither, so a container limited to 2 CPUs of a 64-core host would start 64 threads that
+    take turns.
+    """
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota_v2() or _quota_v1()
+    return max(1, min(affinity, math.ceil(quota) if quota else affinity))
+
+
+def _quota_v2() -> float | None:
+    """CPUs granted by cgroup v2's ``cpu.max`` ("QUOTA PERIOD" in microseconds, or "max PERIOD")."""
+    text = _read(_CGROUPS / "cpu.max").split()
+    if len(text) != 2 or text[0] == "max":
+        return None
+    return _ratio(text[0], text[1])
+
+
+def _quota_v1() -> float | None:
+    """CPUs granted by cgroup v1's ``cpu.cfs_quota_us`` over ``cpu.cfs_period_us`` (-1: no limit)."""
+    folder = _CGROUPS / "cpu"
+    return _ratio(_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _ratio(quota: str, period: str) -> float | None:
+    try:
+        cpus = int(quota) / int(period)
+    except (ValueError, ZeroDivisionError):
+        return None
+    return cpus if cpus > 0 else None
