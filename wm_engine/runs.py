@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -300,3 +300,75 @@ class RunFolder:
     def iteration(self, index: int) -> RunFolder:
         """The folder of round ``index``: the same names one level down; rollouts and metrics stay at the top."""
         return RunFolder(self.root / "iterations" / f"{index:02d}")
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """What the manifest knows of one stage in one round.
+
+    settings: the part of the configuration that the stage read, as nested tables. inputs, outputs: a digest of every
+    artifact, by name; outputs only once the stage is done. seconds: what the work took, earlier killed attempts not
+    counted in; resumed: whether there were any.
+    """
+
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    done: bool = False
+    outputs: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    resumed: bool = False
+
+
+class Manifest:
+    """``manifest.json``: which stage of which round was done with which settings, from what, into what."""
+
+    _VERSION = 1
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._entries: dict[str, StageEntry] = {}
+        self.published: int | None = None
+        if not path.exists():
+            return
+        content = read_json(path)
+        try:
+            if content["version"] != self._VERSION:
+                raise ValueError(f"its version is {content['version']!r}, but this program reads {self._VERSION}")
+            self._entries = {key: StageEntry(**entry) for key, entry in content["stages"].items()}
+            self.published = content["published"]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CorruptFileError(f"{path}: not a manifest that can be read ({error}).") from error
+
+    def get(self, round_index: int, stage: str) -> StageEntry | None:
+        """The entry of a stage in a round; None where it never began."""
+        return self._entries.get(self._key(round_index, stage))
+
+    def put(self, round_index: int, stage: str, entry: StageEntry) -> None:
+        """Set an entry, and write the manifest atomically."""
+        self._entries[self._key(round_index, stage)] = entry
+        self._write()
+
+    def drop(self, round_index: int, stage: str) -> None:
+        """Forget an entry, and write the manifest atomically."""
+        self._entries.pop(self._key(round_index, stage), None)
+        self._write()
+
+    def publish(self, round_index: int) -> None:
+        """Record whose models stand at the top of the run folder."""
+        self.published = round_index
+        self._write()
+
+    def entries(self) -> Iterator[tuple[int, str, StageEntry]]:
+        """Every (round, stage, entry), by round and in order of beginning."""
+        for key, entry in self._entries.items():
+            round_index, _, stage = key.partition("/")
+            yield int(round_index), stage, entry
+
+    @staticmethod
+    def _key(round_index: int, stage: str) -> str:
+        return f"{round_index}/{stage}"
+
+    def _write(self) -> None:
+        stages = {key: asdict(entry) for key, entry in self._entries.items()}
+        text = json.dumps({"version": self._VERSION, "published": self.published, "stages": stages}, indent=1)
+        write_text(self.path, text + "\n")

@@ -5,10 +5,19 @@ Each stage declares its own section beside its code, ``config`` composes them, a
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
     """One section of the configuration: frozen, strictly typed, and without unknown keys."""
 
+    free: ClassVar[frozenset[str]] = frozenset()
+    """Settings that leave every result as it is (how often to log, to checkpoint): a run may go on with others."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that a result follows from, as plain values."""
+        return self.model_dump(mode="json", exclude=set(self.free))
