@@ -1,0 +1,31 @@
+"""From an environment's picture to V's input: the one way, for every backend, in collection and in evaluation."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+FRAME_SIZE = 64
+FRAME_SHAPE = (FRAME_SIZE, FRAME_SIZE, 3)
+# CarRacing draws its instruments over the lowest 12 of 96 rows. They show the score's digits, which differ between the
+# backends, and nothing that the road does not; Ha & Schmidhuber's published code leaves them out too.
+CAR_RACING_ROWS = 84
+
+
+def preprocess(frames: np.ndarray, rows: int | None = CAR_RACING_ROWS) -> np.ndarray:
+    """uint8 [N, height, width, 3] to uint8 [N, 64, 64, 3]: the top ``rows`` rows (None: all), resized.
+
+    The resizing is bilinear with antialiasing (a triangle filter as wide as the reduction), so no road marking falls
+    between two samples. Raises TypeError for another dtype and ValueError for another shape.
+    """
+    if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8:
+        raise TypeError(
+            f"frames must be a uint8 numpy array, but was {getattr(frames, 'dtype', type(frames).__name__)}"
+        )
+    if frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+        raise ValueError(f"frames must have shape [N, height, width, 3], but had {list(frames.shape)}")
+    cropped = frames[:, :rows].copy()  # contiguous, and writable as torch wants it
+    # The permuted view is channels_last, for which torch has a direct uint8 path.
+    images = torch.from_numpy(cropped).permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(images, size=(FRAME_SIZE, FRAME_SIZE), mode="bilinear", antialias=True)
+    return resized.permute(0, 2, 3, 1).contiguous().numpy()
