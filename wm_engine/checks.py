@@ -48,7 +48,7 @@ def check_tensor(name: str, value: Any, shape: Sequence[int | str], *, finite: b
     if not value.is_floating_point():
         raise TypeError(f"{name} must be a floating tensor, but its dtype was {value.dtype}")
     fits = value.dim() == len(shape) and all(
-        size >= 1 if isinstance(want, str) else size == want for size, want in zip(value.shape, shape)
+        size >= 1 if isinstance(want, str) else size == want for size, want in zip(value.shape, shape, strict=True)
     )
     if not fits:
         raise ValueError(f"{name} must have shape {wanted}, but had {list(value.shape)}")

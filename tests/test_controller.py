@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checker import check
+from oracle import Oracle
+
+from wm_engine import ControllerSpec
+from wm_engine.controller import act, load_controller, save_controller
+from wm_engine.errors import CorruptFileError
+
+SQUASHES = ["tanh", "sigmoid", "tanh01", "relu_tanh", "identity", "argmax", ("tanh", "sigmoid", "relu_tanh")]
+
+
+def test_the_papers_controller_has_867_parameters() -> None:
+    assert ControllerSpec(latent=32, hidden=256, action=3, features="zh").num_params == 867
+
+
+@pytest.mark.parametrize("features", ["z", "zh", "zhc"])
+@pytest.mark.parametrize("squash", SQUASHES)
+@pytest.mark.parametrize("hidden_units", [0, 4])
+def test_actions_are_the_oracles(features: str, squash: str | tuple[str, ...], hidden_units: int) -> None:
+    Z, H, A, P, E = 5, 7, 3, 4, 6
+    spec = ControllerSpec(Z, H, A, features, squash, hidden_units)
+    oracle = Oracle({}, Z, A, H, 1, "shared", features, squash, hidden_units)
+    params = torch.randn(P, spec.num_params, dtype=torch.float64)
+    z, h, c = (torch.randn(P, E, n, dtype=torch.float64) for n in (Z, H, H))
+    got = act(spec, params, spec.observe(z, h, c))
+    want = [[oracle.act(params[p].numpy(), *(s[p, e].numpy() for s in (z, h, c))) for e in range(E)] for p in range(P)]
+    check("actions", got, np.array(want), precision="fp64")
+
+
+def test_argmax_takes_the_first_of_equals() -> None:
+    spec = ControllerSpec(1, 1, 3, "z", "argmax")
+    assert act(spec, torch.zeros(1, spec.num_params), torch.zeros(1, 1, 1)).tolist() == [[[1.0, 0.0, 0.0]]]
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    for squash in SQUASHES:
+        spec = ControllerSpec(4, 6, 3, "zhc", squash, 2)
+        params = torch.randn(spec.num_params)
+        save_controller(tmp_path / "c.safetensors", spec, params)
+        back, back_params = load_controller(tmp_path / "c.safetensors")
+        assert back == spec
+        assert torch.equal(back_params, params)
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    from wm_engine import MDNRNN
+
+    MDNRNN(4, 2, 8, 3).save(tmp_path / "m.safetensors")
+    with pytest.raises(CorruptFileError, match=r"m\.safetensors: not a controller of this project"):
+        load_controller(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"features": "hz"}, "features must be one of 'z', 'zh', 'zhc', but was 'hz'"),
+        ({"squash": ("tanh",)}, "squash must be one word for each of the 3 action dimensions"),
+        ({"squash": ("tanh", "argmax", "tanh")}, "squash must be one of"),
+        ({"squash": "softmax"}, "squash must be one of"),
+        ({"hidden_units": -1}, "hidden_units must be at least 0, but was -1"),
+    ],
+)
+def test_bad_specs_are_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ControllerSpec(**arguments)  # type: ignore[arg-type]
+
+
+def test_params_of_another_length_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"params must have shape \[867\], but had \[866\]"):
+        save_controller(tmp_path / "c.safetensors", ControllerSpec(), torch.zeros(866))

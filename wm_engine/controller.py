@@ -1,0 +1,147 @@
+"""C: a controller of about a thousand parameters, acting on [z, h] (Ha & Schmidhuber 2018, section 2.3)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from wm_engine.checks import check_choice, check_int, check_tensor
+from wm_engine.errors import CorruptFileError
+from wm_engine.runs import load_tensors, save_tensors
+
+FEATURES = ("z", "zh", "zhc")
+SQUASHES = ("tanh", "sigmoid", "tanh01", "relu_tanh", "identity")
+
+
+@dataclass(frozen=True)
+class ControllerSpec:
+    """The shape of a controller; its parameters travel apart, as flat vectors.
+
+    Parameters
+    ----------
+    latent : Z; hidden : H of M; action : A
+    features : "z" | "zh" | "zhc", what it sees, in this order
+    squash : one word per action dimension ("tanh", "sigmoid", "tanh01" = (tanh+1)/2, "relu_tanh" = max(tanh, 0),
+        "identity"), one such word for all of them, or "argmax" for the whole vector (one-hot of the largest, the
+        first of equals)
+    hidden_units : 0 for a linear controller, else the width U of one tanh layer
+
+    Layout of a flat vector [D]: the weight matrix row by row [A, F], then the biases [A]; with hidden units the first
+    layer's weight [U, F] and bias [U], then the second's [A, U] and [A].
+    """
+
+    latent: int = 32
+    hidden: int = 256
+    action: int = 3
+    features: str = "zh"
+    squash: tuple[str, ...] | str = ("tanh", "sigmoid", "sigmoid")
+    hidden_units: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("latent", 1), ("hidden", 1), ("action", 1), ("hidden_units", 0)):
+            check_int(name, getattr(self, name), least=least)
+        check_choice("features", self.features, FEATURES)
+        if isinstance(self.squash, str):
+            check_choice("squash", self.squash, (*SQUASHES, "argmax"))
+            if self.squash != "argmax":
+                object.__setattr__(self, "squash", (self.squash,) * self.action)
+        else:
+            object.__setattr__(self, "squash", tuple(self.squash))
+            if len(self.squash) != self.action:
+                raise ValueError(
+                    f"squash must be one word for each of the {self.action} action dimensions, but was {self.squash!r}"
+                )
+            for word in self.squash:
+                check_choice("squash", word, SQUASHES)
+
+    @property
+    def num_features(self) -> int:
+        """F, the length of what the controller sees."""
+        return self.latent + self.hidden * (len(self.features) - 1)
+
+    @property
+    def num_params(self) -> int:
+        """D, the length of a flat parameter vector."""
+        if self.hidden_units == 0:
+            return self.action * (self.num_features + 1)
+        return self.hidden_units * (self.num_features + 1) + self.action * (self.hidden_units + 1)
+
+    def layers(self, params: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Flat parameters [P, D] as (weight [P, out, in], bias [P, out]) of each layer; views."""
+        layers, offset, width = [], 0, self.num_features
+        for out in [self.hidden_units, self.action] if self.hidden_units else [self.action]:
+            weight = params[:, offset : offset + out * width].unflatten(1, (out, width))
+            offset += out * width
+            layers.append((weight, params[:, offset : offset + out]))
+            offset, width = offset + out, out
+        return layers
+
+    def observe(self, z: Tensor, h: Tensor, c: Tensor) -> Tensor:
+        """What the controller sees [..., F] of z [..., Z], h and c [..., H]."""
+        return torch.cat([z, h, c][: len(self.features)], dim=-1)
+
+
+def act(spec: ControllerSpec, params: Tensor, features: Tensor) -> Tensor:
+    """The actions of P controllers, each on E observations.
+
+    Parameters
+    ----------
+    spec : the controllers' shape
+    params : [P, D]
+    features : [P, E, F]
+
+    Returns
+    -------
+    actions : [P, E, A] = squash(W·x + b), or squash(W2·tanh(W1·x + b1) + b2)
+    """
+    x = features
+    layers = spec.layers(params)
+    for depth, (weight, bias) in enumerate(layers):
+        x = torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+        if depth + 1 < len(layers):
+            x = torch.tanh(x)
+    return squash_actions(spec, x)
+
+
+def squash_actions(spec: ControllerSpec, raw: Tensor) -> Tensor:
+    """Squash raw outputs [..., A] to actions [..., A]."""
+    if spec.squash == "argmax":
+        return torch.nn.functional.one_hot(raw.argmax(dim=-1), spec.action).to(raw.dtype)
+    columns = [_squash(word, raw[..., index]) for index, word in enumerate(spec.squash)]
+    return torch.stack(columns, dim=-1)
+
+
+def _squash(word: str, x: Tensor) -> Tensor:
+    if word == "identity":
+        return x
+    if word == "sigmoid":
+        return torch.sigmoid(x)
+    y = torch.tanh(x)
+    if word == "tanh01":
+        return 0.5 * (y + 1.0)
+    return y.clamp(min=0.0) if word == "relu_tanh" else y
+
+
+def save_controller(path: str | os.PathLike[str], spec: ControllerSpec, params: Tensor) -> None:
+    """Write a controller's parameters [D] and shape as safetensors, atomically. ValueError for another length."""
+    check_tensor("params", params, [spec.num_params])
+    metadata = {name: str(value) for name, value in asdict(spec).items() if name != "squash"}
+    squash = "argmax" if spec.squash == "argmax" else ",".join(spec.squash)
+    save_tensors(path, {"params": params}, {"kind": "controller", "squash": squash} | metadata)
+
+
+def load_controller(path: str | os.PathLike[str]) -> tuple[ControllerSpec, Tensor]:
+    """Read back what :func:`save_controller` wrote: shape and parameters [D]."""
+    tensors, metadata = load_tensors(path)
+    try:
+        words = metadata["squash"]
+        squash = words if words == "argmax" else tuple(words.split(","))
+        sizes = {name: int(metadata[name]) for name in ("latent", "hidden", "action", "hidden_units")}
+        spec = ControllerSpec(features=metadata["features"], squash=squash, **sizes)
+        params = check_tensor("params", tensors["params"], [spec.num_params])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptFileError(f"{path}: not a controller of this project ({error}).") from error
+    return spec, params

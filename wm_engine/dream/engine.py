@@ -1,0 +1,186 @@
+"""DreamEngine: a population of controllers, dreamt by the fastest backend at hand."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wm_engine.checks import check_choice, check_float, check_int, check_tensor
+from wm_engine.controller import ControllerSpec
+from wm_engine.dream.cpp_backend import CppBackend
+from wm_engine.dream.torch_backend import DTYPES, TorchBackend
+from wm_engine.dream.types import Backend, DreamOutput, RolloutPlan, Starts
+from wm_engine.memory.model import MDNRNN
+from wm_engine.ops.dream import DONES, REWARDS
+from wm_engine.rng import key_words
+
+_log = logging.getLogger(__name__)
+_COUNTER_LIMIT = 1 << 32
+
+
+@dataclass(frozen=True)
+class BackendEntry:
+    """A backend in the table: where it runs, in which precisions, and why it may be missing here."""
+
+    name: str
+    devices: tuple[str, ...]
+    precisions: tuple[str, ...]
+    missing: Callable[[], str | None]
+    make: Callable[..., Backend]
+
+
+def _cpp_missing() -> str | None:
+    there, reason = CppBackend.available()
+    return None if there else reason
+
+
+BACKENDS = (
+    BackendEntry("cpp", ("cpu",), CppBackend.PRECISIONS, _cpp_missing, CppBackend),
+    BackendEntry("torch", ("cpu", "cuda", "mps"), tuple(DTYPES), lambda: None, TorchBackend),
+)
+"""Fastest first: ``auto`` takes the first that is here and fits."""
+
+
+class DreamEngine:
+    """Dreams whole populations.
+
+    Parameters
+    ----------
+    m : the world model's memory; its weights are copied, so train on and make a new engine
+    c : the controllers' shape; latent, hidden and action must be M's
+    device : where to dream
+    backend : "auto" | "cpp" (CPU) | "torch" (any device)
+    precision : "fp32" | "bf16" | ..., of M's matrix products
+    num_threads : of the ``cpp`` backend; None takes every core this process may use
+
+    Raises ValueError for sizes that do not match, non-finite weights, or a backend that cannot do what is asked;
+    RuntimeError for one that is not installed here. No backend is ever taken silently in place of an explicit choice.
+    """
+
+    def __init__(
+        self,
+        m: MDNRNN,
+        c: ControllerSpec,
+        device: str | torch.device = "cpu",
+        backend: str = "auto",
+        precision: str = "fp32",
+        num_threads: int | None = None,
+    ) -> None:
+        for name in ("latent", "hidden", "action"):
+            if getattr(m, name) != getattr(c, name):
+                raise ValueError(
+                    f"the controller's {name} must be the memory's, {getattr(m, name)}, but was {getattr(c, name)}"
+                )
+        for name, value in m.state_dict().items():
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"the memory's weights must be finite, but {name} has entries that are not")
+        if num_threads is not None:
+            check_int("num_threads", num_threads, least=1)
+        self.controller = c
+        self.device = torch.device(device)
+        self.precision = precision
+        entry = _choose(backend, self.device.type, precision)
+        self.backend = entry.name
+        options: dict[str, Any] = {"num_threads": num_threads} if entry.name == "cpp" else {}
+        self._backend = entry.make(m, c, self.device, precision, **options)
+
+    def rollout(
+        self,
+        params: Tensor,
+        starts: Starts,
+        episodes: int = 16,
+        max_steps: int = 1000,
+        temperature: float = 1.0,
+        seed: int = 0,
+        reward: str = "predicted",
+        done: str = "threshold",
+        common_random_numbers: bool = True,
+        first_candidate: int = 0,
+        record: bool = False,
+    ) -> DreamOutput:
+        """Dream ``episodes`` episodes with each of P controllers.
+
+        One step, in this order: ``a = squash(W·[z, h(, c)] + b)``; ``h, c = LSTM([z, a], (h, c))``; head of h; the
+        reward is added; ``z ~ mixture``; the end. The ending step's reward counts.
+
+        Parameters
+        ----------
+        params : float32 [P, D], finite; layout in :class:`wm_engine.controller.ControllerSpec`
+        starts : episode e begins from ``starts[e mod N]``, the same for every candidate
+        episodes : E; max_steps : T, the most steps of an episode
+        temperature : tau; logits / tau and standard deviation · sqrt(tau); 0 takes the most likely component's mean
+        seed : in [0, 2**64); with step, episode and candidate it fixes every number drawn (``wm_engine.rng``)
+        reward : "predicted" adds M's reward head, "survival" 1 a step
+        done : "threshold" ends where the end logit > 0, "sample" where sigmoid(logit) > u
+        common_random_numbers : all candidates meet the same luck
+        first_candidate : index of ``params[0]`` in the whole population; a shard dreams as the whole would have
+        record : keep latents, actions and rewards of every step too
+
+        Returns
+        -------
+        DreamOutput, on the engine's device
+
+        Raises ValueError or TypeError for arguments outside these bounds, before anything runs.
+        """
+        params = check_tensor("params", params, ["P", self.controller.num_params])
+        if not isinstance(starts, Starts):
+            raise TypeError(f"starts must be wm_engine.Starts, but was {type(starts).__name__}")
+        check_tensor("starts.z", starts.z, ["N", self.controller.latent])
+        for name in ("h", "c"):
+            if getattr(starts, name) is not None:
+                check_tensor(f"starts.{name}", getattr(starts, name), [len(starts), self.controller.hidden])
+        plan = RolloutPlan(
+            episodes=check_int("episodes", episodes, least=1),
+            max_steps=check_int("max_steps", max_steps, least=1),
+            temperature=check_float("temperature", temperature, least=0.0),
+            seed=check_int("seed", seed, least=0),
+            reward=check_choice("reward", reward, REWARDS),
+            done=check_choice("done", done, DONES),
+            common_random_numbers=bool(common_random_numbers),
+            first_candidate=check_int("first_candidate", first_candidate, least=0),
+            record=bool(record),
+        )
+        key_words(plan.seed)
+        last = plan.first_candidate + params.shape[0]
+        if max(last, plan.episodes, plan.max_steps) > _COUNTER_LIMIT:
+            raise ValueError(
+                "candidates, episodes and steps must fit the 32-bit counters of the random-number contract, but were "
+                f"{last}, {plan.episodes} and {plan.max_steps}"
+            )
+        return self._backend.rollout(params.detach(), starts, plan)
+
+
+def _choose(backend: str, device: str, precision: str) -> BackendEntry:
+    check_choice("backend", backend, ("auto", *(entry.name for entry in BACKENDS)))
+    check_choice("precision", precision, sorted({p for entry in BACKENDS for p in entry.precisions}))
+    if backend == "auto":
+        for entry in BACKENDS:
+            if device in entry.devices and precision in entry.precisions and entry.missing() is None:
+                _log_once(f"backend: {entry.name} ({device}, {precision})")
+                return entry
+        raise ValueError(f"no backend dreams in {precision} on {device!r}; see `wm-engine info`")
+    entry = next(entry for entry in BACKENDS if entry.name == backend)
+    if device not in entry.devices:
+        raise ValueError(f"backend {backend!r} runs on {', '.join(entry.devices)}, but device was {device!r}")
+    if precision not in entry.precisions:
+        raise ValueError(
+            f"backend {backend!r} has precisions {', '.join(entry.precisions)}, but was asked for {precision!r}"
+        )
+    reason = entry.missing()
+    if reason is not None:
+        raise RuntimeError(f"backend {backend!r} is not available here: {reason}")
+    return entry
+
+
+_logged: set[str] = set()
+
+
+def _log_once(message: str) -> None:
+    if message not in _logged:
+        _logged.add(message)
+        _log.info(message)

@@ -1,0 +1,88 @@
+"""What goes into a dream and what comes out: the types that the engine and its backends share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from wm_engine.checks import check_tensor
+
+
+@dataclass(frozen=True)
+class Starts:
+    """States that dreams begin from: z [N, Z], h and c [N, H]; missing h and c are zero. Any float dtype, finite.
+
+    Starts taken from the middle of recorded rollouts, with (h, c) burnt in by running M over the recorded frames, are
+    what makes a dream cover the whole environment.
+    """
+
+    z: Tensor
+    h: Tensor | None = None
+    c: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_tensor("starts.z", self.z, ["N", "Z"])
+        for name in ("h", "c"):
+            value = getattr(self, name)
+            if value is not None:
+                check_tensor(f"starts.{name}", value, [self.z.shape[0], "H"])
+
+    def __len__(self) -> int:
+        return int(self.z.shape[0])
+
+    def to(self, device: torch.device, dtype: torch.dtype, hidden: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(z [N, Z], h [N, H], c [N, H]) on a device, contiguous, zeros filled in."""
+
+        def fill(value: Tensor | None) -> Tensor:
+            if value is None:
+                return torch.zeros(len(self), hidden, device=device, dtype=dtype)
+            return value.to(device, dtype).contiguous()
+
+        return self.z.to(device, dtype).contiguous(), fill(self.h), fill(self.c)
+
+
+@dataclass(frozen=True)
+class RolloutPlan:
+    """How to dream, checked by the engine: see :meth:`wm_engine.dream.engine.DreamEngine.rollout`."""
+
+    episodes: int
+    max_steps: int
+    temperature: float = 1.0
+    seed: int = 0
+    reward: str = "predicted"
+    done: str = "threshold"
+    common_random_numbers: bool = True
+    first_candidate: int = 0
+    record: bool = False
+
+
+@dataclass(frozen=True)
+class DreamOutput:
+    """What a population dreamt.
+
+    returns : float32 [P, E], sums of rewards; NaN where the rollout failed
+    lengths : int32 [P, E], steps lived, the last one included
+    failed : bool [P], whether a rollout of the candidate met a non-finite action, reward, latent or end logit; such a
+        rollout stops there, and no other is touched
+    z : float32 [T, P, E, Z], the latent that each step led to; with ``record=True`` only, like the next two
+    actions : float32 [T, P, E, A]
+    rewards : float32 [T, P, E]; all three are zero after an episode's end
+    """
+
+    returns: Tensor
+    lengths: Tensor
+    failed: Tensor
+    z: Tensor | None = None
+    actions: Tensor | None = None
+    rewards: Tensor | None = None
+
+
+class Backend(Protocol):
+    """One way to compute dreams. Arguments have been checked when they arrive here."""
+
+    def rollout(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
+        """Dream ``plan.episodes`` episodes of each of ``params`` float32 [P, D]."""
+        ...
