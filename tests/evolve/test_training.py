@@ -1,0 +1,248 @@
+"""Training of controllers on cheap stand-ins for the dream and the real environment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from wm_engine.controller import ControllerSpec
+from wm_engine.errors import RunMismatchError, WMEngineError
+from wm_engine.evolve.protocol import derive_seed
+from wm_engine.evolve.training import ControllerResult, ControllerSettings, train_controller
+from wm_engine.records import Recorder, read_metrics
+from wm_engine.runs import Checkpoints, save_tensors
+
+SPEC = ControllerSpec(latent=2, hidden=3, action=1, features="zh", squash="tanh")
+D = SPEC.num_params
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing catches it."""
+
+
+class Hill:
+    """Returns that fall off with the distance from ``peak``, with noise common to a generation's candidates."""
+
+    unit = "steps"
+
+    def __init__(
+        self, peak: float, spoil: Callable[[Tensor, int], Tensor] = lambda returns, generation: returns
+    ) -> None:
+        self._peak, self._spoil = peak, spoil
+        self.steps, self.calls, self.killed_at = 0, 0, -1
+
+    def __call__(self, params: Tensor, generation: int) -> Tensor:
+        assert params.dtype == torch.float32
+        return self._spoil(self._returns(params, 3, generation), generation)
+
+    def fresh(self, params: Tensor, episodes: int, stream: str) -> Tensor:
+        return self._returns(params, episodes, stream)
+
+    def _returns(self, params: Tensor, episodes: int, luck: int | str) -> Tensor:
+        if self.calls == self.killed_at:
+            raise Killed
+        self.calls += 1
+        self.steps += params.shape[0] * episodes
+        noise = torch.randn(episodes, D, generator=torch.Generator().manual_seed(derive_seed(0, luck)))
+        return -((params.unsqueeze(1) - self._peak + 0.1 * noise) ** 2).sum(dim=2)
+
+
+def settings(**changes: Any) -> ControllerSettings:
+    plain = {"population": 8, "sigma": 0.3, "dream_generations": 6, "real_generations": 4, "finalists": 2}
+    return ControllerSettings(**(plain | {"final_dream_episodes": 5, "final_real_episodes": 5} | changes))
+
+
+def train(folder: Path, **arguments: Any) -> ControllerResult:
+    chosen = arguments.pop("settings", None) or settings()
+    with Recorder(folder / "metrics") as recorder:
+        return train_controller(
+            chosen, SPEC, checkpoints=Checkpoints(folder / "checkpoints"), recorder=recorder, **arguments
+        )
+
+
+def assert_equal(first: ControllerResult, second: ControllerResult) -> None:
+    assert torch.equal(first.params, second.params)
+    assert (first.source, first.scores) == (second.source, second.scores)
+    for ours, theirs in ((first.winners, second.winners), (first.history, second.history)):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_dream_phase_climbs_and_scores(tmp_path: Path) -> None:
+    result = train(tmp_path, settings=settings(dream_generations=80), dream=Hill(1.0), real=Hill(0.5))
+    assert (result.params - 1.0).abs().max() < 0.4
+    assert result.source.startswith("dream ")
+    assert set(result.scores) == {"dream_mean", "dream_std", "real_mean", "real_std"}
+    assert result.scores["dream_mean"] > result.scores["real_mean"]
+    assert result.history["dream"].shape == (80, D)
+    assert torch.equal(result.winners["dream"], result.params)
+
+
+def test_the_second_phase_begins_where_the_first_ended(tmp_path: Path) -> None:
+    asked: list[Tensor] = []
+
+    class Watched(Hill):
+        def __call__(self, params: Tensor, generation: int) -> Tensor:
+            asked.append(params)
+            return super().__call__(params, generation)
+
+    chosen = settings(train_in="dream_then_real", dream_generations=80, real_sigma=0.001)
+    result = train(tmp_path, settings=chosen, dream=Hill(1.0), real=Watched(1.0))
+    assert (asked[0] - 1.0).abs().max() < 0.4
+    assert float(asked[0].std(dim=0).max()) < 0.005
+    assert set(result.winners) == {"dream", "real"}
+    assert {name: len(best) for name, best in result.history.items()} == {"dream": 80, "real": 4}
+
+
+def test_a_dream_winner_that_drives_better_is_kept(tmp_path: Path) -> None:
+    misled = Hill(1.0, spoil=lambda returns, generation: -returns)
+    chosen = settings(
+        train_in="dream_then_real", dream_generations=80, real_generations=30, real_sigma=0.5, finalists=0
+    )
+    result = train(tmp_path, settings=chosen, dream=Hill(1.0), real=misled)
+    assert result.source == "dream winner"
+    assert torch.equal(result.params, result.winners["dream"])
+
+
+def test_the_final_chooses_by_fresh_luck(tmp_path: Path) -> None:
+    """A candidate that was only lucky once is on the shortlist, and loses the final."""
+    lucky = torch.zeros(D)
+
+    def one_hit(returns: Tensor, generation: int) -> Tensor:
+        if generation == 2:
+            returns = returns.clone()
+            returns[5] += 1000.0
+        return returns
+
+    hill = Hill(1.0, spoil=one_hit)
+    result = train(tmp_path, settings=settings(dream_generations=60), dream=hill)
+    rows = [row for row in read_metrics(tmp_path / "metrics" / "metrics.jsonl") if row["stage"] == "controller_dream"]
+    assert rows[2]["best"] > 900
+    lucky = result.history["dream"][2]
+    assert not torch.equal(result.params, lucky)
+    assert (result.params - 1.0).norm() < (lucky - 1.0).norm()
+
+
+@pytest.mark.parametrize("train_in", ["dream", "dream_then_real"])
+def test_killed_at_any_call_it_ends_the_same(tmp_path: Path, train_in: str) -> None:
+    chosen = settings(train_in=train_in)
+    dream, real = Hill(1.0), Hill(0.5)
+    whole = train(tmp_path / "whole", settings=chosen, dream=dream, real=real)
+    for which, calls in (("dream", dream.calls), ("real", real.calls)):
+        for kill in range(calls):
+            folder = tmp_path / f"{which}{kill}"
+            fitnesses = {"dream": Hill(1.0), "real": Hill(0.5)}
+            fitnesses[which].killed_at = kill
+            with pytest.raises(Killed):
+                train(folder, settings=chosen, **fitnesses)
+            assert_equal(train(folder, settings=chosen, dream=Hill(1.0), real=Hill(0.5)), whole)
+
+
+def test_killed_while_a_checkpoint_is_written_it_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = settings(train_in="dream_then_real")
+    whole = train(tmp_path / "whole", settings=chosen, dream=Hill(1.0), real=Hill(0.5))
+    for kill in range(6 + 1 + 4 + 1):
+        saves = 0
+
+        def dying_save(*arguments: Any, kill: int = kill) -> None:
+            nonlocal saves
+            if saves == kill:
+                raise Killed
+            saves += 1
+            save_tensors(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("wm_engine.runs.save_tensors", dying_save)
+            with pytest.raises(Killed):
+                train(tmp_path / str(kill), settings=chosen, dream=Hill(1.0), real=Hill(0.5))
+        assert_equal(train(tmp_path / str(kill), settings=chosen, dream=Hill(1.0), real=Hill(0.5)), whole)
+
+
+def test_rare_checkpoints_give_the_same_result(tmp_path: Path) -> None:
+    often = train(tmp_path / "often", dream=Hill(1.0))
+    rarely = settings(checkpoint_seconds=1000.0)
+    hill = Hill(1.0)
+    hill.killed_at = 4
+    with pytest.raises(Killed):
+        train(tmp_path / "rarely", settings=rarely, dream=hill)
+    assert Checkpoints(tmp_path / "rarely" / "checkpoints").latest() is None
+    assert_equal(train(tmp_path / "rarely", settings=rarely, dream=Hill(1.0)), often)
+
+
+def test_a_finished_training_is_only_scored_again(tmp_path: Path) -> None:
+    first = train(tmp_path, dream=Hill(1.0))
+    hill = Hill(1.0)
+    assert_equal(train(tmp_path, dream=hill), first)
+    assert hill.calls == 1
+
+
+def test_another_training_is_refused_with_the_difference(tmp_path: Path) -> None:
+    train(tmp_path, dream=Hill(1.0), identity={"memory": "a1"})
+    with pytest.raises(RunMismatchError, match=r"settings\.sigma was 0\.3 and is now 0\.4"):
+        train(tmp_path, settings=settings(sigma=0.4), dream=Hill(1.0), identity={"memory": "a1"})
+    with pytest.raises(RunMismatchError, match=r"identity\.memory was 'a1' and is now 'b2'"):
+        train(tmp_path, dream=Hill(1.0), identity={"memory": "b2"})
+
+
+def test_metrics_of_every_generation(tmp_path: Path) -> None:
+    def one_lost(returns: Tensor, generation: int) -> Tensor:
+        returns = returns.clone()
+        returns[0, 1] = torch.nan
+        return returns
+
+    train(tmp_path, dream=Hill(1.0, spoil=one_lost), iteration=2)
+    rows = read_metrics(tmp_path / "metrics" / "metrics.jsonl")
+    generations = [row for row in rows if row["stage"] == "controller_dream"]
+    assert [(row["step"], row["iteration"]) for row in generations] == [(step, 2) for step in range(1, 7)]
+    for row in generations:
+        assert row["nonfinite"] == 1
+        assert row["mean"] <= row["best"] < 0
+        assert row["std"] > 0
+        assert row["sigma"] > 0
+        assert row["steps"] == 8 * 3
+        assert row["steps_per_second"] > 0
+    final = next(row for row in rows if row["stage"] == "controller")
+    assert final["dream_mean"] < 0
+
+
+def test_lost_candidates_are_logged_and_a_lost_population_is_an_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def all_lost(returns: Tensor, generation: int) -> Tensor:
+        return torch.full_like(returns, torch.nan) if generation >= 2 else returns
+
+    chosen = settings(dream_generations=40)
+    with caplog.at_level(logging.WARNING), pytest.raises(WMEngineError, match="10 generations in a row"):
+        train(tmp_path, settings=chosen, dream=Hill(1.0, spoil=all_lost))
+    assert "8 of 8 candidates had no finite return" in caplog.text
+
+
+def test_equal_returns_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        train(tmp_path, dream=Hill(1.0, spoil=lambda returns, generation: torch.ones_like(returns)))
+    assert "all returns are equal" in caplog.text
+
+
+def test_a_missing_fitness_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="real must be a fitness where train_in is 'dream_then_real'"):
+        train(tmp_path, settings=settings(train_in="dream_then_real"), dream=Hill(1.0))
+
+
+def test_the_search_begins_at_initial(tmp_path: Path) -> None:
+    chosen = settings(dream_generations=1, sigma=1e-6, finalists=0)
+    result = train(tmp_path, settings=chosen, dream=Hill(1.0), initial=torch.full((D,), 0.25))
+    assert (result.params - 0.25).abs().max() < 1e-4
+    with pytest.raises(ValueError, match="initial must have shape"):
+        train(tmp_path / "other", dream=Hill(1.0), initial=torch.zeros(D + 1))
+
+
+def test_a_result_survives_its_file(tmp_path: Path) -> None:
+    result = train(tmp_path, settings=settings(train_in="dream_then_real"), dream=Hill(1.0), real=Hill(0.5))
+    result.save(tmp_path / "evolution.safetensors")
+    assert_equal(ControllerResult.load(tmp_path / "evolution.safetensors"), result)

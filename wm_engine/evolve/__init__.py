@@ -1,0 +1,20 @@
+"""Evolution of controllers: CMA-ES, the fitnesses, and the training that joins them."""
+
+from wm_engine.evolve.fitness import DreamFitness, Fitness
+from wm_engine.evolve.optimizers import make_optimizer, restore_optimizer
+from wm_engine.evolve.protocol import Optimizer, derive_seed
+from wm_engine.evolve.pycma import PycmaES
+from wm_engine.evolve.training import ControllerResult, ControllerSettings, train_controller
+
+__all__ = [
+    "ControllerResult",
+    "ControllerSettings",
+    "DreamFitness",
+    "Fitness",
+    "Optimizer",
+    "PycmaES",
+    "derive_seed",
+    "make_optimizer",
+    "restore_optimizer",
+    "train_controller",
+]

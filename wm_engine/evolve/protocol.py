@@ -1,0 +1,129 @@
+"""The ask/tell protocol that every optimiser of wm_engine speaks, and the ranking they share.
+
+An optimiser proposes a population (``ask``), learns what each candidate was worth (``tell``, greater is better) and
+moves its distribution. Only the order of the returns matters, so a monotone change of the reward changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wm_engine.checks import check_float, check_int
+
+Returns: TypeAlias = Tensor | np.ndarray | Sequence[float]
+State: TypeAlias = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+class Optimizer(Protocol):
+    """An evolution strategy over real vectors of length D with a population of P."""
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+
+    @property
+    def population(self) -> int:
+        """P."""
+
+    @property
+    def generation(self) -> int:
+        """How many generations have been told."""
+
+    @property
+    def mean(self) -> Tensor:
+        """The distribution's mean, float64 [D]."""
+
+    @property
+    def sigma(self) -> float:
+        """The global step size."""
+
+    @property
+    def last_ranking(self) -> Ranking | None:
+        """How the latest ``tell`` ranked its returns; None before the first."""
+
+    def ask(self) -> Tensor:
+        """The candidates of the current generation, float64 [P, D]; asked again before ``tell``, the same ones."""
+
+    def tell(self, returns: Returns) -> None:
+        """Rank the candidates by ``returns`` [P], greater is better, and update the distribution.
+
+        Non-finite returns rank worst. Raises ValueError for another shape, TypeError for what is no vector of numbers,
+        RuntimeError where nothing was asked.
+        """
+
+    def state(self) -> State:
+        """Everything that a continued run needs, as (tensors, JSON-able values), taken between generations."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The order of a generation. ``order`` int64 [P]: candidates, best first; ``nonfinite``: how many returns were not
+    finite; ``flat``: no two candidates could be told apart."""
+
+    order: np.ndarray
+    nonfinite: int
+    flat: bool
+
+
+def rank(returns: Returns, population: int, seed: int, generation: int) -> Ranking:
+    """Order the candidates by ``returns`` [P], greater is better, non-finite last.
+
+    Ties are broken at random, by a generator keyed with (seed, generation): candidates are not all alike in their index
+    (some strategies put special samples first), and under a flat return a fixed order would drive the distribution
+    away, while a random one leaves it where it is on average.
+    """
+    values = _as_vector(returns, population)
+    finite = np.isfinite(values)
+    values = np.where(finite, values, -np.inf)
+    shuffled = np.random.default_rng((seed, generation, 1)).permutation(population)
+    order = shuffled[np.argsort(-values[shuffled], kind="stable")]
+    return Ranking(order=order, nonfinite=int(population - finite.sum()), flat=bool(np.all(values == values[0])))
+
+
+def _as_vector(returns: Returns, population: int) -> np.ndarray:
+    try:
+        plain = returns.detach().cpu().numpy() if isinstance(returns, Tensor) else returns
+        values = np.asarray(plain, np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"returns must be {population} numbers, but were {type(returns).__name__} ({error})") from error
+    if values.shape != (population,):
+        raise ValueError(f"returns must have shape [{population}], one a candidate, but had {list(values.shape)}")
+    return values
+
+
+def check_start(x0: Any, sigma: Any, population: Any, seed: Any) -> tuple[np.ndarray, float, int, int]:
+    """The checked arguments that every optimiser starts from: x0 float64 [D], sigma, population, seed."""
+    mean = x0.detach().cpu().double().numpy() if isinstance(x0, Tensor) else np.asarray(x0, np.float64)
+    if mean.ndim != 1 or mean.size < 2:
+        raise ValueError(f"x0 must have shape [D] with D of at least 2, but had {list(mean.shape)}")
+    if not np.isfinite(mean).all():
+        raise ValueError(
+            f"x0 must be finite, but {int((~np.isfinite(mean)).sum())} of its {mean.size} entries were not"
+        )
+    step = check_float("sigma", sigma, least=0.0)
+    if step == 0.0:
+        raise ValueError("sigma must be greater than 0, but was 0.0")
+    return mean.copy(), step, check_int("population", population, least=4), check_int("seed", seed, least=0)
+
+
+def derive_seed(seed: int, *words: str | int) -> int:
+    """A seed of 63 bits for one use of a run's ``seed``, different for every sequence of ``words``.
+
+    The first 8 bytes, big-endian, of the SHA-256 of the arguments' decimal or plain text joined by "/", less the
+    lowest bit: ``derive_seed(1, "dream", 7)`` hashes ``b"1/dream/7"``. It depends on nothing else, so a resumed run
+    meets the seeds of the run that was cut.
+    """
+    digest = hashlib.sha256("/".join(map(str, (seed, *words))).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def as_float64(values: np.ndarray | Tensor) -> Tensor:
+    """A float64 tensor with its own memory."""
+    return torch.as_tensor(values, dtype=torch.float64).clone()

@@ -1,0 +1,382 @@
+"""Training of controllers: evolution in the dream, in the real environment, or in one after the other."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from wm_engine.checks import check_tensor
+from wm_engine.controller import ControllerSpec
+from wm_engine.errors import CorruptFileError, RunMismatchError, WMEngineError
+from wm_engine.evolve.fitness import CHOOSE, SCORE, Fitness
+from wm_engine.evolve.optimizers import make_optimizer, restore_optimizer
+from wm_engine.evolve.protocol import Optimizer, derive_seed
+from wm_engine.progress import track
+from wm_engine.records import Recorder
+from wm_engine.runs import Checkpoints, load_tensors, save_tensors
+from wm_engine.settings import Section
+
+_log = logging.getLogger(__name__)
+
+# So many generations in a row without one finite return are no bad luck: the candidates, or M, are broken.
+_MOST_UNRANKED = 10
+
+
+class ControllerSettings(Section):
+    """C's shape, and how and where it is evolved.
+
+    The dream phase runs ``dream_generations`` of ``population`` candidates, each dreaming ``dream_episodes`` of
+    ``dream_steps``; the real phase the same with its own numbers. ``dream_then_real`` begins the real phase at the mean
+    that the dream phase ended with. Each phase ends with ``finalists`` of the best candidates seen, and the
+    distribution's mean, meeting ``final_*_episodes`` of fresh luck; the best of them is the phase's winner.
+    """
+
+    features: Literal["z", "zh", "zhc"] = Field("zh", description="what C sees of M's state")
+    hidden_units: int = Field(0, ge=0, description="width of C's hidden layer; 0: linear")
+    train_in: Literal["dream", "real", "dream_then_real"] = Field("dream", description="where C is evolved")
+    optimizer: Literal["auto", "pycma"] = Field("auto", description="the evolution strategy")
+    population: int = Field(64, ge=4, description="candidates a generation")
+    sigma: float = Field(0.1, gt=0.0, description="first step size")
+
+    dream_generations: int = Field(100, ge=1)
+    dream_episodes: int = Field(16, ge=1, description="dreams of each candidate, in each generation")
+    dream_steps: int = Field(1000, ge=1, description="most steps of a dream")
+    temperature: float = Field(1.0, ge=0.0, description="of M's mixture in the dream; higher is harder to exploit")
+    reward: Literal["predicted", "survival"] = Field("predicted", description="what a dreamt step is worth")
+    done: Literal["threshold", "sample"] = Field("threshold", description="how a dream ends")
+    starts: int = Field(256, ge=1, description="recorded states that dreams begin from")
+    mid_fraction: float = Field(0.75, ge=0.0, le=1.0, description="share of them from the middle of episodes")
+
+    real_generations: int = Field(30, ge=1)
+    real_episodes: int = Field(1, ge=1, description="tracks that each candidate drives, the same for all")
+    real_steps: int = Field(400, ge=1, description="most steps of a real episode during training")
+    real_sigma: float = Field(0.1, gt=0.0, description="first step size of the real phase")
+    real_patience: int = Field(
+        0, ge=0, description="end a training episode after so many steps in a row without a positive reward; 0: never"
+    )
+    real_lanes: int = Field(64, ge=1, description="environments driven at once")
+
+    finalists: int = Field(4, ge=0, description="best candidates seen that meet the mean in the final")
+    final_dream_episodes: int = Field(64, ge=1)
+    final_real_episodes: int = Field(8, ge=1)
+    checkpoint_seconds: float = Field(0.0, ge=0.0, description="how much work a kill may cost; 0: no generation")
+
+
+# Settings that leave the result as it is: a training may be resumed with others.
+_FREE_SETTINGS = {"checkpoint_seconds"}
+
+
+@dataclass(frozen=True)
+class ControllerResult:
+    """What a training found.
+
+    params : f32 [D], the winner
+    source : who it was: "PHASE mean", "PHASE best of generation G" or "dream winner"
+    scores : its returns on fresh luck, in each environment that the training was given: "dream_mean", "dream_std",
+        "real_mean", "real_std" over episodes
+    winners : f32 [D] of each phase's winner, by the phase's name
+    history : f32 [G, D] for each phase, the best candidate of every generation
+    """
+
+    params: Tensor
+    source: str
+    scores: dict[str, float]
+    winners: dict[str, Tensor]
+    history: dict[str, Tensor]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything as one safetensors file, atomically."""
+        tensors = {"params": self.params}
+        tensors |= {f"winner.{phase}": winner for phase, winner in self.winners.items()}
+        tensors |= {f"history.{phase}": best for phase, best in self.history.items()}
+        metadata = {f"score.{name}": repr(value) for name, value in self.scores.items()}
+        save_tensors(path, tensors, {"kind": "evolution", "source": self.source} | metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ControllerResult:
+        """Read back what :meth:`save` wrote; CorruptFileError where it is something else."""
+        tensors, metadata = load_tensors(path)
+        if metadata.get("kind") != "evolution" or "params" not in tensors:
+            raise CorruptFileError(f"{path}: not the result of a controller's training")
+
+        def named(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+            return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+
+        scores = {name: float(value) for name, value in named("score.", metadata).items()}
+        winners, history = named("winner.", tensors), named("history.", tensors)
+        return cls(tensors["params"], metadata["source"], scores, winners, history)
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """One stretch of evolution: its name, its fitness and its share of the settings."""
+
+    name: str
+    fitness: Fitness
+    generations: int
+    sigma: float
+    final_episodes: int
+
+
+def train_controller(
+    settings: ControllerSettings,
+    spec: ControllerSpec,
+    *,
+    dream: Fitness | None = None,
+    real: Fitness | None = None,
+    seed: int = 0,
+    checkpoints: Checkpoints,
+    recorder: Recorder,
+    iteration: int = 0,
+    initial: Tensor | None = None,
+    identity: Mapping[str, Any] | None = None,
+) -> ControllerResult:
+    """Evolve a controller, from the newest checkpoint on.
+
+    Parameters
+    ----------
+    spec : C's shape, giving D
+    dream, real : the fitnesses of the phases that ``settings.train_in`` names; one that is given beyond these only
+        scores the winner
+    seed : of the optimisers; the fitnesses have their own
+    initial : f32 [D], where the search begins; None: at zero
+    identity : JSON-able; what the result follows from beside the settings (M, V, data), so that checkpoints of another
+        training are refused
+
+    Killed at any moment and called again, it ends with the same result to the bit on the same machine: everything
+    follows from the seeds, the settings and the generation's number, nothing from the clock.
+
+    Raises ValueError where a needed fitness is missing, RunMismatchError where the checkpoints belong to a training
+    with other settings, WMEngineError where generation after generation has no finite return.
+    """
+    start = torch.zeros(spec.num_params) if initial is None else check_tensor("initial", initial, [spec.num_params])
+    fitnesses = {"dream": dream, "real": real}
+    phases = [_phase(settings, name, fitnesses[name]) for name in settings.train_in.split("_then_")]
+    relevant = {name: value for name, value in settings.model_dump().items() if name not in _FREE_SETTINGS}
+    key = {"settings": relevant, "seed": seed, "iteration": iteration, "identity": dict(identity or {})}
+    training = _Training(settings, phases, start.detach().cpu().double(), seed, iteration, key, checkpoints, recorder)
+    training.run()
+    return training.result(fitnesses)
+
+
+def _phase(settings: ControllerSettings, name: str, fitness: Fitness | None) -> _Phase:
+    if fitness is None:
+        raise ValueError(f"{name} must be a fitness where train_in is {settings.train_in!r}, but was None")
+    if name == "dream":
+        return _Phase(name, fitness, settings.dream_generations, settings.sigma, settings.final_dream_episodes)
+    sigma = settings.real_sigma if settings.train_in == "dream_then_real" else settings.sigma
+    return _Phase(name, fitness, settings.real_generations, sigma, settings.final_real_episodes)
+
+
+class _Training:
+    """The phases one after the other. ``_tensors`` and ``_where`` are the state, the rest follows from the call."""
+
+    def __init__(
+        self,
+        settings: ControllerSettings,
+        phases: list[_Phase],
+        start: Tensor,
+        seed: int,
+        iteration: int,
+        key: dict[str, Any],
+        checkpoints: Checkpoints,
+        recorder: Recorder,
+    ) -> None:
+        self._settings, self._phases, self._seed, self._iteration = settings, phases, seed, iteration
+        self._key, self._checkpoints, self._recorder = json.loads(json.dumps(key)), checkpoints, recorder
+        self._tensors: dict[str, Tensor] = {"start": start}
+        self._where: dict[str, Any] = {"phase": 0, "generation": 0, "unranked": 0, "elite": [], "sources": {}}
+        self._optimizer: Optimizer | None = None
+        self._restore()
+
+    def run(self) -> None:
+        """All phases that are not done yet."""
+        while self._where["phase"] < len(self._phases):
+            phase = self._phases[self._where["phase"]]
+            if self._optimizer is None:
+                seed = derive_seed(self._seed, "optimizer", phase.name, self._iteration)
+                start, population = self._tensors["start"], self._settings.population
+                self._optimizer = make_optimizer(self._settings.optimizer, start, phase.sigma, population, seed)
+            self._evolve(phase, self._optimizer)
+            self._crown(phase, self._optimizer)
+
+    def _evolve(self, phase: _Phase, optimizer: Optimizer) -> None:
+        saved_at = time.monotonic()
+        done = self._where["generation"]
+        with track(phase.generations, f"controller ({phase.name})", "generation", initial=done) as bar:
+            for generation in range(done, phase.generations):
+                postfix = self._generation(phase, optimizer, generation)
+                self._where["generation"] = generation + 1
+                last = generation + 1 == phase.generations
+                if last or time.monotonic() - saved_at >= self._settings.checkpoint_seconds:
+                    self._save()
+                    saved_at = time.monotonic()
+                bar.set_postfix_str(postfix, refresh=False)
+                bar.update(1)
+
+    def _generation(self, phase: _Phase, optimizer: Optimizer, generation: int) -> str:
+        steps_before, began = phase.fitness.steps, time.monotonic()
+        params = optimizer.ask().float().cpu()
+        asked = time.monotonic()
+        returns = phase.fitness(params, generation).double()
+        evaluated = time.monotonic()
+        means = returns.mean(dim=1)
+        optimizer.tell(means)
+        told = time.monotonic()
+        self._remember(phase, params, means, generation)
+
+        steps = phase.fitness.steps - steps_before
+        rate = steps / max(evaluated - asked, 1e-9)
+        numbers = _statistics(returns) | {
+            "sigma": optimizer.sigma,
+            "steps": steps,
+            f"{phase.fitness.unit}_per_second": rate,
+            "fitness_seconds": evaluated - asked,
+            "optimizer_seconds": (asked - began) + (told - evaluated),
+        }
+        self._recorder.log(f"controller_{phase.name}", generation + 1, self._iteration, **numbers)
+        self._watch(phase, generation, means)
+        return f"mean {numbers['mean']:.1f}, best {numbers['best']:.1f}, {rate:,.0f} {phase.fitness.unit}/s"
+
+    def _watch(self, phase: _Phase, generation: int, means: Tensor) -> None:
+        lost = int((~torch.isfinite(means)).sum())
+        if lost:
+            _log.warning(
+                "controller (%s): generation %d: %d of %d candidates had no finite return and ranked worst",
+                phase.name,
+                generation,
+                lost,
+                len(means),
+            )
+        elif bool((means == means[0]).all()):
+            _log.warning(
+                "controller (%s): generation %d: all returns are equal; it taught nothing", phase.name, generation
+            )
+        self._where["unranked"] = self._where["unranked"] + 1 if lost == len(means) else 0
+        if self._where["unranked"] >= _MOST_UNRANKED:
+            raise WMEngineError(
+                f"controller ({phase.name}): no return of {_MOST_UNRANKED} generations in a row was finite. "
+                "Look at M's losses, lower controller.sigma or controller.temperature, and run the stage again."
+            )
+
+    def _remember(self, phase: _Phase, params: Tensor, means: Tensor, generation: int) -> None:
+        """Keep the generation's best in the history, and the best of all so far as the elite."""
+        ranked = torch.nan_to_num(means, nan=-math.inf, posinf=-math.inf)
+        best = int(ranked.argmax())
+        self._append(f"history.{phase.name}", params[best : best + 1])
+
+        # Returns of different generations met different luck, so this is a shortlist, not a verdict: the final decides.
+        pool = torch.cat([self._tensors["elite"], params]) if self._where["elite"] else params
+        entries = self._where["elite"] + [[value, generation] for value in ranked.tolist()]
+        order = sorted(range(len(entries)), key=lambda i: -entries[i][0])
+        order = [i for i in order if math.isfinite(entries[i][0])][: self._settings.finalists]
+        self._tensors["elite"] = pool[order].clone()
+        self._where["elite"] = [entries[i] for i in order]
+
+    def _append(self, name: str, rows: Tensor) -> None:
+        self._tensors[name] = torch.cat([self._tensors[name], rows]) if name in self._tensors else rows.clone()
+
+    def _crown(self, phase: _Phase, optimizer: Optimizer) -> None:
+        """Let the mean, the elite and the earlier phase's winner meet fresh luck; the best is the phase's winner."""
+        names, finalists = [f"{phase.name} mean"], [optimizer.mean.float().cpu()]
+        for (_, generation), params in zip(self._where["elite"], self._tensors["elite"], strict=True):
+            names.append(f"{phase.name} best of generation {generation + 1}")
+            finalists.append(params)
+        for earlier in self._where["sources"]:
+            names.append(f"{earlier} winner")
+            finalists.append(self._tensors[f"winner.{earlier}"])
+        returns = phase.fitness.fresh(torch.stack(finalists), phase.final_episodes, CHOOSE).double()
+        means = torch.nan_to_num(returns.mean(dim=1), nan=-math.inf, posinf=-math.inf)
+        first = int(means.argmax())
+        for name, mean in zip(names, means.tolist(), strict=True):
+            _log.info("controller (%s), final of %d episodes: %s %.1f", phase.name, phase.final_episodes, name, mean)
+
+        self._tensors[f"winner.{phase.name}"] = finalists[first].clone()
+        self._tensors["start"] = optimizer.mean.cpu()
+        del self._tensors["elite"]
+        self._where |= {"phase": self._where["phase"] + 1, "generation": 0, "unranked": 0, "elite": []}
+        self._where["sources"][phase.name] = names[first]
+        self._optimizer = None
+        self._save()
+
+    def result(self, fitnesses: Mapping[str, Fitness | None]) -> ControllerResult:
+        """The last phase's winner, scored on luck that no choice was made with."""
+        last = self._phases[-1].name
+        winner = self._tensors[f"winner.{last}"]
+        episodes = {"dream": self._settings.final_dream_episodes, "real": self._settings.final_real_episodes}
+        scores: dict[str, float] = {}
+        for name, fitness in fitnesses.items():
+            if fitness is not None:
+                returns = fitness.fresh(winner.unsqueeze(0), episodes[name], SCORE).double()
+                scores |= {f"{name}_mean": float(returns.mean()), f"{name}_std": float(returns.std(unbiased=False))}
+        self._recorder.log("controller", 0, self._iteration, **scores)
+        names = [phase.name for phase in self._phases]
+        return ControllerResult(
+            params=winner.clone(),
+            source=self._where["sources"][last],
+            scores=scores,
+            winners={name: self._tensors[f"winner.{name}"] for name in names},
+            history={name: self._tensors[f"history.{name}"] for name in names},
+        )
+
+    def _save(self) -> None:
+        tensors = dict(self._tensors)
+        values: dict[str, Any] = {}
+        if self._optimizer is not None:
+            parts, values = self._optimizer.state()
+            tensors |= {f"optimizer.{name}": part for name, part in parts.items()}
+        done = sum(phase.generations + 1 for phase in self._phases[: self._where["phase"]]) + self._where["generation"]
+        self._checkpoints.save(done, tensors, {"key": self._key, "where": self._where, "optimizer": values})
+
+    def _restore(self) -> None:
+        latest = self._checkpoints.latest()
+        if latest is None:
+            return
+        _, tensors, state = latest
+        differences = _differences(state.get("key", {}), self._key)
+        if differences:
+            raise RunMismatchError(
+                f"{self._checkpoints.folder}: belongs to another training of the controller: {'; '.join(differences)}. "
+                "Delete the folder to begin anew, or restore the settings to go on."
+            )
+        parts = {
+            name.removeprefix("optimizer."): part for name, part in tensors.items() if name.startswith("optimizer.")
+        }
+        self._tensors = {name: value for name, value in tensors.items() if not name.startswith("optimizer.")}
+        self._where = state["where"]
+        self._optimizer = restore_optimizer(parts, state["optimizer"]) if parts else None
+
+
+def _statistics(returns: Tensor) -> dict[str, float]:
+    """Numbers of a generation's returns [P, E]: over the candidates that finished, and how many did not."""
+    means = returns.mean(dim=1)
+    finite = torch.isfinite(means)
+    numbers = {"nonfinite": float((~finite).sum())}
+    if not bool(finite.any()):
+        return numbers | {"mean": math.nan, "std": math.nan, "best": math.nan, "episode_std": math.nan}
+    kept = means[finite]
+    return numbers | {
+        "mean": float(kept.mean()),
+        "std": float(kept.std(unbiased=False)),
+        "best": float(kept.max()),
+        "episode_std": float(returns[finite].std(dim=1, unbiased=False).mean()),
+    }
+
+
+def _differences(before: Any, now: Any, name: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = sorted(before.keys() | now.keys())
+        return [
+            line for key in names for line in _differences(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
+        ]
+    return [] if before == now else [f"{name} was {before!r} and is now {now!r}"]
