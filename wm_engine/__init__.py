@@ -12,4 +12,4 @@ from wm_engine.rng import RNG_VERSION
 
 __version__ = "0.1.0"
 
-__all__ = ["RNG_VERSION", "ControllerSpec", "DreamEngine", "DreamOutput", "MDNRNN", "Starts", "__version__", "evolve"]
+__all__ = ["MDNRNN", "RNG_VERSION", "ControllerSpec", "DreamEngine", "DreamOutput", "Starts", "__version__", "evolve"]

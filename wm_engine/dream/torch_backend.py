@@ -37,16 +37,17 @@ class TorchBackend:
         self._dtype = torch.float64 if precision == "fp64" else torch.float32
         low = DTYPES[precision]
 
-        def weight(parameter: Tensor, dtype: torch.dtype = low) -> Tensor:
-            return parameter.detach().to(device, dtype).contiguous()
+        def weight(value: Tensor) -> Tensor:
+            # Rounded before it travels: MPS has no float64, and the bias is summed in it.
+            return value.to(low).to(device, copy=True).contiguous()
 
-        bias = m.lstm.bias_ih_l0.detach().double() + m.lstm.bias_hh_l0.detach().double()
+        w = m.state_dict()
         self._weights = DreamWeights(
-            weight(m.lstm.weight_ih_l0),
-            weight(m.lstm.weight_hh_l0),
-            weight(bias),
-            weight(m.head.weight),
-            weight(m.head.bias),
+            weight(w["lstm.weight_ih_l0"]),
+            weight(w["lstm.weight_hh_l0"]),
+            weight(w["lstm.bias_ih_l0"].double() + w["lstm.bias_hh_l0"].double()),
+            weight(w["head.weight"]),
+            weight(w["head.bias"]),
             m.layout,
         )
 
@@ -124,26 +125,15 @@ class TorchBackend:
                 break
 
         def population(value: Tensor) -> Tensor:
-            return value.unflatten(-1, (num_p, num_e))[..., :wanted_p, :wanted_e]
+            return value.unflatten(-1, (num_p, num_e))[..., :wanted_p, :wanted_e].contiguous()
 
         returns = population(torch.where(failed, torch.nan, returns)).float()
-        output = (returns, population(lengths).contiguous(), population(failed).any(dim=1))
+        output = (returns, population(lengths), population(failed).any(dim=1))
         if not plan.record:
             return DreamOutput(*output)
-        return DreamOutput(*output, *self._recorded(record, plan.max_steps, num_p, num_e, wanted_p, wanted_e))
 
-    @staticmethod
-    def _recorded(
-        record: list[tuple[Tensor, Tensor, Tensor]],
-        max_steps: int,
-        num_p: int,
-        num_e: int,
-        wanted_p: int,
-        wanted_e: int,
-    ) -> tuple[Tensor, ...]:
-        tracks = []
-        for track in zip(*record):
-            stacked = torch.stack(track).float().unflatten(1, (num_p, num_e))[:, :wanted_p, :wanted_e]
-            rest = stacked.new_zeros(max_steps - stacked.shape[0], *stacked.shape[1:])
-            tracks.append(torch.cat([stacked, rest]))
-        return tuple(tracks)
+        def track(steps: tuple[Tensor, ...]) -> Tensor:
+            stacked = torch.stack(steps).float().unflatten(1, (num_p, num_e))[:, :wanted_p, :wanted_e]
+            return torch.cat([stacked, stacked.new_zeros(plan.max_steps - len(steps), *stacked.shape[1:])])
+
+        return DreamOutput(*output, *(track(steps) for steps in zip(*record, strict=True)))

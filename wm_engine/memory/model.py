@@ -53,9 +53,8 @@ class MDNRNN(nn.Module):
 
     def step(self, z: Tensor, action: Tensor, state: LSTMState) -> LSTMState:
         """Advance the hidden state alone: z [B, Z], action [B, A], (h, c) [B, H] each, to the next (h, c)."""
-        bias = self.lstm.bias_ih_l0 + self.lstm.bias_hh_l0
-        inputs = torch.cat([z, action], dim=-1)
-        return lstm_step(inputs, *state, self.lstm.weight_ih_l0, self.lstm.weight_hh_l0, bias)
+        weight_ih, weight_hh, bias_ih, bias_hh = self.lstm.all_weights[0]
+        return lstm_step(torch.cat([z, action], dim=-1), *state, weight_ih, weight_hh, bias_ih + bias_hh)
 
     def split(self, head: Tensor) -> MixtureHead:
         """Take heads [..., N] apart."""
@@ -76,8 +75,8 @@ class MDNRNN(nn.Module):
         """Read back what :meth:`save` wrote. CorruptFileError where the file holds something else."""
         tensors, metadata = load_tensors(path)
         try:
-            sizes = [int(metadata[name]) for name in ("latent", "action", "hidden", "mixtures")]
-            model = cls(*sizes, mixture=metadata["mixture"])
+            latent, action, hidden, mixtures = (int(metadata[n]) for n in ("latent", "action", "hidden", "mixtures"))
+            model = cls(latent, action, hidden, mixtures, metadata["mixture"])
             model.load_state_dict(tensors)
         except (KeyError, ValueError, RuntimeError) as error:
             raise CorruptFileError(f"{path}: not an MDN-RNN of this project ({error}).") from error

@@ -20,7 +20,10 @@ DONES = ("threshold", "sample")
 
 @dataclass(frozen=True)
 class DreamWeights:
-    """M's weights as one step uses them: weight_ih [4H, Z+A], weight_hh [4H, H], bias [4H], head_weight [N, H], head_bias [N]."""
+    """M's weights as a step uses them.
+
+    weight_ih [4H, Z+A], weight_hh [4H, H], bias [4H], head_weight [N, H], head_bias [N], all of one dtype.
+    """
 
     weight_ih: Tensor
     weight_hh: Tensor
