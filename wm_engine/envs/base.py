@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -19,6 +19,8 @@ _LARGEST_SEED = 2**31 - 1
 
 class EnvSettings(Section):
     """Which environment, how many at once, and on what."""
+
+    free: ClassVar[frozenset[str]] = frozenset({"num_threads"})
 
     id: str = Field(CAR_RACING, description="a registered gymnasium environment with pictures and continuous actions")
     backend: Literal["auto", "envpool", "gymnasium"] = Field(
@@ -125,12 +127,6 @@ class LaneEnv:
 
     def close(self) -> None:
         raise NotImplementedError
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, *reason: object) -> None:
-        self.close()
 
     def _reset(self, seeds: list[int]) -> np.ndarray:
         raise NotImplementedError

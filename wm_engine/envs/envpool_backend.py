@@ -44,7 +44,7 @@ class EnvPoolEnv(LaneEnv):
         problem = envpool_problem(env_id)
         if problem is not None:
             kind = MissingDependencyError if env_id in ENVIRONMENTS else ConfigError
-            raise kind(f'{problem}. Set envs.backend = "gymnasium", or "auto".')
+            raise kind(f'{problem}. Set env.backend = "gymnasium", or "auto".')
         self._id, self._max_steps, self._threads = env_id, max_steps, num_threads
         # Not spec.action_space: making that one warns of gymnasium's float64 bounds.
         action = self._make([0]).spec.action_array_spec["action"]

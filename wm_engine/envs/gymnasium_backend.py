@@ -94,7 +94,7 @@ class GymnasiumEnv(LaneEnv):
                 "CarRacing comes with: pip install 'gymnasium[box2d]'"
             )
         if kind == "unknown":
-            raise ConfigError(f"{self._id}: gymnasium knows no such environment ({message}). Correct envs.id.")
+            raise ConfigError(f"{self._id}: gymnasium knows no such environment ({message}). Correct env.id.")
         if kind == "unfit":
             raise ConfigError(f"{self._id}: this environment cannot be used: {message}")
         raise RuntimeError(f"{self._id}: a worker failed with {kind}: {message}")

@@ -1,0 +1,326 @@
+"""Collection: policies drive the real environments, and what they meet goes into the rollout store.
+
+:func:`drive` is the one loop over real frames that collection, real fitness and evaluation share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from pydantic import Field
+
+from wm_engine.agent import Agent
+from wm_engine.checks import check_int
+from wm_engine.envs import CAR_RACING, BatchedEnv, EnvSettings, Step, make_env
+from wm_engine.progress import track
+from wm_engine.records import Recorder
+from wm_engine.rollouts import EpisodeWriter, RolloutStore
+from wm_engine.settings import Section
+
+
+class CollectSettings(Section):
+    """How many real episodes a round collects, and who drives."""
+
+    policy: Literal["random", "agent", "evolve"] = Field(
+        "random",
+        description="from the second round on (the first has no agent yet): random held actions, the round's best "
+        "controller with exploration noise, or a whole population that is being evolved in the real environment",
+    )
+    episodes: int = Field(64, ge=1, description="episodes a round adds to the store")
+    max_steps: int = Field(1000, ge=1, description="an episode is cut after so many steps")
+    noise: float = Field(
+        0.2, ge=0.0, description="exploration noise on an agent's actions, in halves of their range; 0: none"
+    )
+
+
+class Policy(Protocol):
+    """Whoever chooses actions."""
+
+    def act(self, frames: np.ndarray, lanes: np.ndarray) -> np.ndarray:
+        """Actions float32 [m, A] for the frames uint8 [m, 64, 64, 3] of the given lanes int64 [m].
+
+        Called once a step, with the lanes that are still driving.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One real episode without its frames.
+
+    actions : float32 [T, A], as the environment took them; rewards : float32 [T]
+    terminated : the environment ended it; truncated : a step limit or lost patience did
+    failed : the policy gave a non-finite action (the environment got zeros instead)
+    """
+
+    seed: int
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminated: bool
+    truncated: bool
+    failed: bool
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return len(self.rewards)
+
+    @property
+    def total_reward(self) -> float:
+        """The return, undiscounted, summed in float64."""
+        return float(self.rewards.sum(dtype=np.float64))
+
+
+OnStep = Callable[[np.ndarray, np.ndarray, np.ndarray, Step], None]
+
+
+def drive(
+    env: BatchedEnv, policy: Policy, seeds: Sequence[int], on_step: OnStep | None = None, patience: int = 0
+) -> list[Trajectory]:
+    """Drive one episode a seed, all at once, each to its end.
+
+    Parameters
+    ----------
+    env : with at least as many lanes as seeds
+    policy : acts; whatever it keeps for a lane begins with this call (an Agent wants ``begin`` first)
+    seeds : of the tracks; lane i drives on ``seeds[i]``
+    on_step : called after every step with lanes [m], the frames before it [m, ...], the actions taken [m, A], the Step
+    patience : end an episode, as truncated, after so many steps in a row without a positive reward; 0: never
+
+    Returns
+    -------
+    trajectories : in the order of the seeds. A lane whose policy gives a non-finite action is driven on with zeros and
+        marked as failed; the other lanes do not notice.
+    """
+    check_int("patience", patience, least=0)
+    frames = env.reset(seeds)
+    count = len(frames)
+    lanes = np.arange(count)
+    actions: list[list[np.ndarray]] = [[] for _ in range(count)]
+    rewards: list[list[float]] = [[] for _ in range(count)]
+    terminated, truncated, failed = (np.zeros(count, dtype=bool) for _ in range(3))
+    fruitless = np.zeros(count, dtype=np.int64)
+    while len(lanes):
+        chosen = np.asarray(policy.act(frames, lanes), dtype=np.float32)
+        finite = np.asarray(np.isfinite(chosen).all(axis=1))
+        failed[lanes[~finite]] = True
+        taken = np.clip(np.where(finite[:, None], chosen, np.float32(0)), env.action_low, env.action_high)
+        step = env.step(taken, lanes)
+        fruitless[lanes] = np.where(step.rewards > 0, 0, fruitless[lanes] + 1)
+        if patience:
+            lost = (fruitless[lanes] >= patience) & ~step.ended
+            step = Step(step.frames, step.rewards, step.terminated, step.truncated | lost)
+        for row, lane in enumerate(lanes):
+            actions[lane].append(taken[row])
+            rewards[lane].append(float(step.rewards[row]))
+        terminated[lanes], truncated[lanes] = step.terminated, step.truncated
+        if on_step is not None:
+            on_step(lanes, frames, taken, step)
+        lanes, frames = lanes[~step.ended], step.frames[~step.ended]
+    return [
+        Trajectory(
+            seed=int(seeds[lane]),
+            actions=np.stack(actions[lane]),
+            rewards=np.array(rewards[lane], dtype=np.float32),
+            terminated=bool(terminated[lane]),
+            truncated=bool(truncated[lane]),
+            failed=bool(failed[lane]),
+        )
+        for lane in range(count)
+    ]
+
+
+def track_seeds(seed: int, count: int, stream: int = 0) -> list[int]:
+    """``count`` environment seeds in [0, 2^31), all different: consecutive numbers from a hashed place.
+
+    ``seed``: any non-negative integer; ``stream`` tells apart uses of one seed, such as the rounds of a pipeline.
+    """
+    words = np.random.SeedSequence([check_int("seed", seed, least=0), check_int("stream", stream, least=0)])
+    first = int(words.generate_state(1, np.uint64)[0])
+    return [(first + index) % 2**31 for index in range(count)]
+
+
+class UniformPolicy:
+    """Actions drawn uniformly from their bounds at every step: what ``env.action_space.sample()`` does, and what the
+    field calls the random policy. Lane i draws as a gymnasium action space seeded with ``seeds[i]`` does.
+
+    It hardly moves a car: opposite commands cancel. So it is what controllers are compared with, not what collects.
+    """
+
+    def __init__(self, env: BatchedEnv, seeds: Sequence[int]) -> None:
+        self._low, self._high = env.action_low, env.action_high
+        self._rngs = [np.random.default_rng(seed) for seed in seeds]
+
+    def act(self, frames: np.ndarray, lanes: np.ndarray) -> np.ndarray:
+        rows = [self._rngs[lane].uniform(self._low, self._high) for lane in lanes]
+        return np.stack(rows).astype(np.float32)
+
+
+class BrownianPolicy:
+    """Random actions that drive: targets held for a while, approached smoothly, biased to gas where there is a pedal.
+
+    Every lane's whole sequence is drawn before the first step from ``numpy.random.default_rng([seed, episode])``, so it
+    depends on nothing else. Ha & Schmidhuber's published code collects with actions held for random spans as well.
+    """
+
+    def __init__(self, env_id: str, env: BatchedEnv, seed: int, episodes: Sequence[int], max_steps: int) -> None:
+        plan = _car_actions if env_id == CAR_RACING else _box_actions
+        self._plans = [
+            plan(np.random.default_rng([seed, episode]), max_steps, env.action_low, env.action_high)
+            for episode in episodes
+        ]
+        self._steps = np.zeros(len(self._plans), dtype=np.int64)
+
+    def act(self, frames: np.ndarray, lanes: np.ndarray) -> np.ndarray:
+        actions = np.stack([self._plans[lane][self._steps[lane]] for lane in lanes])
+        self._steps[lanes] += 1
+        return actions
+
+
+class NoisyAgent:
+    """An agent whose actions carry smooth exploration noise; its M is told what was really done.
+
+    The noise of a lane is an Ornstein-Uhlenbeck walk with standard deviation ``noise`` times half the action's range
+    and a memory of ten steps, drawn beforehand from ``numpy.random.default_rng([seed, episode])``.
+    """
+
+    def __init__(
+        self, agent: Agent, env: BatchedEnv, noise: float, seed: int, episodes: Sequence[int], max_steps: int
+    ) -> None:
+        self._agent, self._low, self._high = agent, env.action_low, env.action_high
+        half = 0.5 * noise * (env.action_high - env.action_low)
+        self._noise = [
+            (half * _walk(np.random.default_rng([seed, episode]), max_steps, env.action_size)).astype(np.float32)
+            for episode in episodes
+        ]
+        self._steps = np.zeros(len(self._noise), dtype=np.int64)
+
+    def act(self, frames: np.ndarray, lanes: np.ndarray) -> np.ndarray:
+        noise = np.stack([self._noise[lane][self._steps[lane]] for lane in lanes])
+        self._steps[lanes] += 1
+        return self._agent.act(frames, lanes, lambda actions: np.clip(actions + noise, self._low, self._high))
+
+
+def collect(
+    store: RolloutStore,
+    env_settings: EnvSettings,
+    settings: CollectSettings,
+    seed: int,
+    iteration: int = 0,
+    agent: Agent | None = None,
+    recorder: Recorder | None = None,
+) -> None:
+    """Add the round's episodes to ``store``, those that are not there yet.
+
+    Episodes are driven in waves of ``env_settings.num_envs`` lanes and stand in the store in their own order, with
+    seeds from ``track_seeds(seed, episodes, iteration)``. A wave that was cut is driven again whole, and only its
+    missing episodes are written, so an interrupted collection ends with the same store, bit for bit.
+
+    ``agent``: with one controller; needed for, and only for, ``policy = "agent"``. Raises what :func:`make_env` raises,
+    ValueError for arguments that do not fit, and StorageError where the disk is full.
+    """
+    if settings.policy == "evolve" or (settings.policy == "agent") != (agent is not None):
+        raise ValueError(
+            f"collect drives with an agent or at random, but policy was {settings.policy!r}, agent {agent!r}"
+        )
+    total = settings.episodes
+    done = sum(store.info(index).iteration == iteration for index in range(len(store)))
+    if done >= total:
+        return
+    lanes = min(env_settings.num_envs, total)
+    seeds = track_seeds(seed, total, iteration)
+    begin = done - done % lanes
+    with (
+        contextlib.closing(make_env(env_settings, lanes, settings.max_steps)) as env,
+        track((total - begin) * settings.max_steps, f"collect ({env.backend})", "frame") as bar,
+    ):
+        for first in range(begin, total, lanes):
+            episodes = range(first, min(first + lanes, total))
+            if agent is None:
+                policy: Policy = BrownianPolicy(env_settings.id, env, seed, episodes, settings.max_steps)
+            else:
+                agent.begin(np.zeros(len(episodes), dtype=np.int64))
+                policy = NoisyAgent(agent, env, settings.noise, seed, episodes, settings.max_steps)
+            name = "agent" if agent else "brownian"
+            wanted = [episode for episode in episodes if episode >= done]
+            writers = {episode - first: store.writer(seeds[episode], name, iteration) for episode in wanted}
+            began = time.perf_counter()
+            try:
+                driven = drive(env, policy, [seeds[episode] for episode in episodes], _recording(writers, bar))
+            except BaseException:
+                store.abandon()
+                raise
+            frames = sum(trajectory.steps for trajectory in driven)
+            rate = frames / (time.perf_counter() - began)
+            bar.total -= len(driven) * settings.max_steps - frames  # those that ended before the limit
+            if recorder is not None:
+                recorder.log("collect", episodes[-1] + 1, iteration, frames_per_second=rate, **_summary(driven))
+
+
+def _summary(driven: list[Trajectory]) -> dict[str, float]:
+    return {
+        "return_mean": float(np.mean([trajectory.total_reward for trajectory in driven])),
+        "steps_mean": float(np.mean([trajectory.steps for trajectory in driven])),
+        "terminated": float(np.mean([trajectory.terminated for trajectory in driven])),
+    }
+
+
+def _recording(writers: dict[int, EpisodeWriter], bar: Any) -> OnStep:
+    """Give every step to its lane's writer; lanes without one are driven for the others' sake alone."""
+
+    def on_step(lanes: np.ndarray, frames: np.ndarray, actions: np.ndarray, step: Step) -> None:
+        for row, lane in enumerate(lanes):
+            writer = writers.get(int(lane))
+            if writer is not None:
+                writer.add(frames[row], actions[row], float(step.rewards[row]))
+                if step.ended[row]:
+                    writer.finish(step.frames[row], step.terminated[row], step.truncated[row])
+        bar.update(len(lanes))
+
+    return on_step
+
+
+def _walk(rng: np.random.Generator, steps: int, size: int, memory: float = 10.0) -> np.ndarray:
+    """An Ornstein-Uhlenbeck walk [steps, size] of mean 0 and standard deviation 1 that forgets in ``memory`` steps."""
+    keep = np.exp(-1.0 / memory)
+    kicks = np.sqrt(1.0 - keep * keep) * rng.standard_normal((steps, size))
+    walk = np.empty((steps, size))
+    state = rng.standard_normal(size)
+    for step in range(steps):
+        walk[step] = state
+        state = keep * state + kicks[step]
+    return walk
+
+
+def _held(rng: np.random.Generator, steps: int, mean_span: float) -> np.ndarray:
+    """For each step the number of its span; spans last ``mean_span`` steps on average (geometric)."""
+    return np.cumsum(rng.random(steps) < 1.0 / mean_span)
+
+
+def _box_actions(rng: np.random.Generator, steps: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Smooth walks over the whole box, for environments of which nothing is known."""
+    walk = _walk(rng, steps, len(low))
+    return np.clip(0.5 * (low + high) + 0.5 * (high - low) * walk, low, high).astype(np.float32)
+
+
+def _car_actions(rng: np.random.Generator, steps: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Steering, gas and brake [steps, 3] that take a car along the road for a while, and off it, at many speeds."""
+    spans = _held(rng, steps, mean_span=12.0)
+    count = int(spans[-1]) + 1
+    steer = np.clip(0.35 * rng.standard_normal(count), -1.0, 1.0)
+    gas = np.clip(rng.uniform(0.0, 0.4) + 0.15 * rng.standard_normal(count), 0.0, 1.0)
+    braking = rng.random(count) < 0.08
+    brake = np.where(braking, rng.uniform(0.05, 0.6, count), 0.0)
+    gas = np.where(braking, 0.0, gas)
+    targets = np.stack([steer, gas, brake], axis=1)[spans]
+    actions = np.empty((steps, 3))
+    state = np.zeros(3)
+    for step in range(steps):
+        state = state + 0.3 * (targets[step] - state)
+        actions[step] = state
+    return np.clip(actions, low, high).astype(np.float32)
