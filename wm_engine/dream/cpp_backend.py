@@ -1,29 +1,116 @@
-"""The dream in the C++ core."""
+"""The dream in the C++ core: tiles of rollouts over threads, each tile through all its steps (``csrc/``)."""
 
 from __future__ import annotations
 
+import functools
+import importlib
+import json
+from importlib import resources
+from types import ModuleType
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from wm_engine.controller import ControllerSpec
 from wm_engine.dream.types import DreamOutput, RolloutPlan, Starts
+from wm_engine.machine import available_cpus
 from wm_engine.memory.model import MDNRNN
+
+_REMEDY = "install a C++17 compiler and Python's headers, then install wm_engine again"
+
+
+@functools.cache
+def _core() -> tuple[ModuleType | None, str]:
+    """The compiled core, or None and why it is missing."""
+    try:
+        return importlib.import_module("wm_engine._C"), ""
+    except ImportError as error:
+        try:
+            info = json.loads((resources.files("wm_engine") / "_build_info.json").read_text(encoding="utf-8"))
+            reason = info["reason"] or str(error)
+        except (OSError, ValueError, KeyError):
+            reason = str(error)
+        return None, f"the C++ core was not built ({reason}); {_REMEDY}"
 
 
 class CppBackend:
-    PRECISIONS: ClassVar[tuple[str, ...]] = ("fp32",)
+    """Dreams in the C++ core, on the CPU.
+
+    The environment variable ``WM_ENGINE_ISA`` forces an instruction-set level, for tests and comparisons. Ctrl-C is
+    answered at the next step of a tile.
+
+    Parameters
+    ----------
+    m, c : M's weights are copied, packed for the processor at hand
+    device : the CPU
+    precision : "fp32" | "bf16" (weights, z, a and h rounded, sums in float32) | "int8" (what multiplies h: weights
+        with a scale a row, h with a scale a rollout and step; z and a as in bf16). Reward and end heads, cell and
+        controller are float32 in all of them.
+    num_threads : None takes every CPU this process may keep busy
+    """
+
+    PRECISIONS: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "int8")
 
     def __init__(
         self, m: MDNRNN, c: ControllerSpec, device: torch.device, precision: str, num_threads: int | None = None
     ) -> None:
-        raise RuntimeError("wm_engine._C is not built")
+        core, reason = _core()
+        if core is None:
+            raise RuntimeError(reason)
+        self._num_threads = available_cpus() if num_threads is None else num_threads
+        weights = {name.rpartition(".")[2].removesuffix("_l0"): _array(w) for name, w in m.lstm.state_dict().items()}
+        self._dream = core.Dream(
+            latent=m.latent,
+            action=m.action,
+            hidden=m.hidden,
+            mixtures=m.mixtures,
+            mixture=m.mixture,
+            **weights,
+            head_weight=_array(m.head.weight),
+            head_bias=_array(m.head.bias),
+            features=c.features,
+            squash=c.squash,
+            hidden_units=c.hidden_units,
+            precision=precision,
+        )
 
     @staticmethod
     def available() -> tuple[bool, str]:
         """Whether the core is here; the reason and the remedy where it is not."""
-        return False, "wm_engine._C is not built"
+        core, reason = _core()
+        return core is not None, reason
+
+    @staticmethod
+    def describe() -> str:
+        """The core's instruction-set levels, the one it takes, and its compiler, in words."""
+        core, reason = _core()
+        if core is None:
+            return reason
+        return f"{core.chosen_isa()} of {', '.join(core.isa_levels())}; built by {core.compiler()}"
 
     def rollout(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
-        raise NotImplementedError
+        """See :class:`wm_engine.dream.types.Backend`."""
+        out = self._dream.rollout(
+            params=_array(params),
+            z=_array(starts.z),
+            h=None if starts.h is None else _array(starts.h),
+            c=None if starts.c is None else _array(starts.c),
+            episodes=plan.episodes,
+            max_steps=plan.max_steps,
+            temperature=plan.temperature,
+            seed=plan.seed,
+            reward=plan.reward,
+            done=plan.done,
+            common_random_numbers=plan.common_random_numbers,
+            first_candidate=plan.first_candidate,
+            num_threads=self._num_threads,
+            record=plan.record,
+        )
+        return DreamOutput(**{name: torch.from_numpy(value) for name, value in out.items()})
+
+
+def _array(value: Tensor) -> np.ndarray:
+    """A tensor as a contiguous float32 array, sharing its memory where it can."""
+    return value.detach().to("cpu", torch.float32).contiguous().numpy()

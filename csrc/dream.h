@@ -1,0 +1,74 @@
+// A dream engine: M's weights packed once for one level and precision, and rollouts over threads.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "job.h"
+
+namespace wm {
+
+enum class Precision { fp32, bf16, int8 };
+
+// M as torch keeps it, all row-major float32. Letters: Z latent, A actions, H hidden, K mixtures.
+struct Weights {
+  int64_t latent, action, hidden, mixtures;
+  bool per_dim;
+  const float* weight_ih;    // [4H, Z+A], gates i, f, g, o
+  const float* weight_hh;    // [4H, H]
+  const float* bias_ih;      // [4H]
+  const float* bias_hh;      // [4H]
+  const float* head_weight;  // [N, H]
+  const float* head_bias;    // [N]
+  int64_t head_rows() const {
+    return per_dim ? 3 * latent * mixtures + 2 : mixtures * (2 * latent + 1) + 2;
+  }
+};
+
+// Memory aligned to a cache line, zeroed.
+class Buffer {
+ public:
+  explicit Buffer(size_t bytes);
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer();
+  void* data() const { return data_; }
+
+ private:
+  void* data_;
+};
+
+class Engine {
+ public:
+  // `squash` is one word an action, or the one word "argmax". `features` is "z", "zh" or "zhc".
+  Engine(const Weights& weights, const std::string& features, const std::vector<std::string>& squash,
+         int64_t hidden_units, Precision precision, const Level& level);
+
+  const Level& level() const { return level_; }
+  const Model& model() const { return model_; }
+  int64_t params_size() const { return controller_.size; }
+  int64_t packed_bytes() const { return packed_bytes_; }
+
+  // Dreams every lane of the plan. False if `interrupted` said so; the results are then incomplete.
+  bool rollout(const Plan& plan, int threads, const std::function<bool()>& interrupted) const;
+
+ private:
+  template <class T>
+  T* allocate(int64_t n);
+  // `rows` maps every column of the packed matrix to a row of `weight`, -1 where there is none.
+  Matrix pack(const float* weight, int64_t stride, int64_t depth, const std::vector<int64_t>& rows,
+              const std::vector<float>& bias, Element element, bool quantised, bool rounded);
+
+  const Level& level_;
+  Model model_{};
+  Controller controller_{};
+  std::vector<Squash> squash_;
+  std::vector<Matrix> mixture_;
+  std::vector<std::unique_ptr<Buffer>> buffers_;
+  int64_t packed_bytes_ = 0;
+};
+
+}  // namespace wm

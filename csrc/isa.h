@@ -1,0 +1,18 @@
+// The instruction-set levels this binary holds, which of them the processor can run, and the one to take.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "job.h"
+
+namespace wm {
+
+// Levels that this processor runs, slowest first. `scalar` is always there.
+std::vector<const Level*> available_levels();
+
+// The level called `name`, or the best one for "auto" (then the environment variable WM_ENGINE_ISA decides, if set).
+// std::invalid_argument if the name is unknown or the processor cannot run it.
+const Level& choose_level(const std::string& name);
+
+}  // namespace wm

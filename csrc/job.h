@@ -1,0 +1,101 @@
+// What the driver (dream.cpp) and the levels (level_*.cpp) say to each other: plain records and function pointers.
+//
+// No std:: templates and no inline functions here: a level is compiled with wider instructions than the processor may
+// have, and whatever it shares with other translation units could be linked in its wide form.
+//
+// Letters: P candidates, E episodes, B = P*E lanes, T steps, Z latent, H hidden, K mixtures, A actions.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace wm {
+
+enum class Element : int { f32, bf16, int8 };
+enum class Squash : uint8_t { tanh, sigmoid, tanh01, relu_tanh, identity };
+
+// Rows of a weight matrix as columns of packed vectors, in groups of four vectors (the last group may have fewer).
+// A group holds [depth][vectors][width] floats, [depth/2][vectors][width][2] bf16 or [depth/4][vectors][width][4] int8.
+struct Matrix {
+  const void* weights;
+  const float* bias;      // [vectors * width], or null
+  const float* scale;     // [vectors * width], with int8 values only: the size of one unit of the weight
+  const int32_t* offset;  // [vectors * width], with int8 elements only: -128 times the sum of a column's weights
+  int64_t vectors;
+};
+
+struct Model {
+  int64_t latent, action, hidden, mixtures;
+  bool per_dim;
+  bool quantised;        // int8 weights for everything that multiplies h, whatever the element they are kept in
+  bool rounded;          // operands rounded to bf16 (and int8) but kept as floats: levels without the dot products
+  Element input_element, hidden_element;
+  int64_t unit_blocks;   // ceil(H / width); one block's four gates are four vectors
+  int64_t latent_blocks; // ceil(Z / width)
+  Matrix gates_input;    // [Z+A] deep, four vectors a unit block in the order i, f, g, o
+  Matrix gates_hidden;   // [H] deep; its bias is bias_ih + bias_hh
+  Matrix control;        // [H] deep, always f32: reward, done, and for `shared` K logits
+  // per_dim: one matrix of 3K vectors a latent block (K logits, K means, K log deviations).
+  // shared: K matrices, one a component, of two vectors a latent block (mean, log deviation).
+  const Matrix* mixture;
+};
+
+struct Controller {
+  int64_t features;      // length of the feature row
+  bool use_h, use_c;
+  int64_t hidden_units;  // 0: linear
+  int64_t size;          // floats a candidate
+  bool argmax;
+  const Squash* squash;  // [A] unless argmax
+};
+
+struct Plan {
+  int64_t candidates, episodes, steps, starts;
+  const float *params;             // [P, D]
+  const float *z, *h, *c;          // [N, Z], [N, H] or null, [N, H] or null
+  float temperature;
+  uint32_t key0, key1;
+  bool survival, sample_done, common_random_numbers;
+  uint32_t first_candidate;
+  float* returns;                  // [B]
+  int32_t* lengths;                // [B]
+  float *zs, *actions, *rewards;   // [T, B, Z], [T, B, A], [T, B], or all null
+};
+
+struct Job {
+  Model model;
+  Controller controller;
+  Plan plan;
+};
+
+// Calls back into the driver, from the loop over steps.
+struct Hooks {
+  void* context;
+  int64_t (*next_lane)(void* context);  // the next lane to dream, or -1
+  bool (*stopped)(void* context);       // asked once a step of the tile
+};
+
+enum class Function : int { exp, log, tanh, sigmoid, cos_turn, sin_turn };
+
+struct Level {
+  const char* name;
+  int64_t width;  // floats a vector
+  int64_t rows;   // rows of a register tile
+  bool dot_bf16, dot_int8;
+  size_t (*scratch_bytes)(const Job& job, int64_t rows);
+  void (*rollout)(const Job& job, const Hooks& hooks, void* scratch, int64_t rows);
+  void (*map)(Function function, const float* x, float* y, int64_t n);
+  void (*philox)(const uint32_t* counters, uint32_t key0, uint32_t key1, uint32_t* words, int64_t n);
+};
+
+extern const Level level_scalar;
+#if defined(WM_X86)
+extern const Level level_avx2;
+extern const Level level_avx512;
+extern const Level level_avx512_bf16;
+#endif
+#if defined(WM_NEON)
+extern const Level level_neon;
+#endif
+
+}  // namespace wm

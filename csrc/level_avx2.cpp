@@ -1,0 +1,9 @@
+// The level `avx2`: AVX2 and FMA.
+#include "simd_avx2.h"
+
+#include "dream_body.h"
+
+namespace wm {
+extern const Level level_avx2 = {"avx2", kWidth, kRows, false, false,
+                                  scratch_bytes, rollout, map, philox_words};
+}

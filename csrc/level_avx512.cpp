@@ -1,0 +1,9 @@
+// The level `avx512`: AVX-512 F, BW, DQ, VL.
+#include "simd_avx512.h"
+
+#include "dream_body.h"
+
+namespace wm {
+extern const Level level_avx512 = {"avx512", kWidth, kRows, false, false,
+                                  scratch_bytes, rollout, map, philox_words};
+}

@@ -1,0 +1,9 @@
+// The level `neon`: ARM NEON with FMA.
+#include "simd_portable.h"
+
+#include "dream_body.h"
+
+namespace wm {
+extern const Level level_neon = {"neon", kWidth, kRows, false, false,
+                                  scratch_bytes, rollout, map, philox_words};
+}

@@ -1,0 +1,9 @@
+// The level `scalar`: plain C++ on the compiler's baseline.
+#include "simd_portable.h"
+
+#include "dream_body.h"
+
+namespace wm {
+extern const Level level_scalar = {"scalar", kWidth, kRows, false, false,
+                                  scratch_bytes, rollout, map, philox_words};
+}

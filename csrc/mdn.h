@@ -1,0 +1,67 @@
+// Sampling the mixture density head (Bishop 1994; Ha & Schmidhuber 2018, section 2.2), with the numbers of the
+// random-number contract. z' = mean + exp(log deviation) sqrt(temperature) n, for the component chosen by u.
+#pragma once
+
+#include "job.h"
+#include "rng.h"
+
+namespace {
+
+struct Temperature {
+  bool zero;
+  float inverse;  // bounded, so that 0 * inverse is 0
+  float root;
+};
+
+// The log deviation's range, in training as in sampling.
+constexpr float kLogStdLow = -7.0f, kLogStdHigh = 7.0f;
+
+inline F draw(F mean, F log_std, F normal, float root_temperature) {
+  const F deviation = exponential(not_below(at_most(log_std, set1(kLogStdHigh)), set1(kLogStdLow)));
+  return fma(deviation * set1(root_temperature), normal, mean);
+}
+
+// The smallest k whose cumulated probability reaches u, else K-1; the first of the largest at temperature 0.
+// `logits` is readable and `room` writable to whole vectors.
+inline int64_t choose(const float* logits, int64_t mixtures, float u, const Temperature& temperature, float* room) {
+  int64_t best = 0;
+  for (int64_t k = 1; k < mixtures; ++k)
+    if (logits[k] > logits[best]) best = k;
+  if (temperature.zero) return best;
+  for (int64_t k = 0; k < mixtures; k += kWidth)
+    store(room + k, exponential((load(logits + k) - set1(logits[best])) * set1(temperature.inverse)));
+  for (int64_t k = 1; k < mixtures; ++k) room[k] += room[k - 1];
+  const float reach = u * room[mixtures - 1];
+  for (int64_t k = 0; k < mixtures - 1; ++k)
+    if (room[k] >= reach) return k;
+  return mixtures - 1;
+}
+
+// `choose` and `draw` for a vector of dimensions, each with a choice of its own. `head` holds K vectors of logits
+// (overwritten), K of means and K of log deviations.
+inline F draw_per_dim(float* head, int64_t mixtures, F u, F normal, const Temperature& temperature) {
+  F reach = load(head);
+  for (int64_t k = 1; k < mixtures; ++k) {
+    const F x = load(head + k * kWidth);
+    reach = select(less(reach, x), x, reach);
+  }
+  if (!temperature.zero) {
+    const F top = reach;
+    F total = set1(0.0f);
+    for (int64_t k = 0; k < mixtures; ++k) {
+      total = total + exponential((load(head + k * kWidth) - top) * set1(temperature.inverse));
+      store(head + k * kWidth, total);
+    }
+    reach = u * total;
+  }
+  const float *means = head + mixtures * kWidth, *log_stds = means + mixtures * kWidth;
+  F mean = load(means + (mixtures - 1) * kWidth), log_std = load(log_stds + (mixtures - 1) * kWidth);
+  for (int64_t k = mixtures - 2; k >= 0; --k) {  // downwards, so that the smallest k that reaches it stays
+    const M reached = at_least(load(head + k * kWidth), reach);
+    mean = select(reached, load(means + k * kWidth), mean);
+    log_std = select(reached, load(log_stds + k * kWidth), log_std);
+  }
+  return temperature.zero ? mean : draw(mean, log_std, normal, temperature.root);
+}
+
+}  // namespace

@@ -1,0 +1,90 @@
+"""Builds the C++ core with CMake; everything else stands in pyproject.toml.
+
+A machine without a C++ compiler gets a working installation without the core, and a loud warning. Either way
+``wm_engine/_build_info.json`` records what happened, and ``wm-engine info`` says it. With ``WM_ENGINE_REQUIRE_CPP=1``
+a failed build is an error. ``WM_ENGINE_CMAKE_ARGS`` is handed to CMake.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+class BuildCore(build_ext):
+    def run(self) -> None:
+        extension = self.extensions[0]
+        target = Path(self.get_ext_fullpath(extension.name)).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.build_core(target)
+        except (OSError, RuntimeError) as error:
+            if os.environ.get("WM_ENGINE_REQUIRE_CPP", "0") not in ("", "0"):
+                raise
+            self.extensions = []
+            target.unlink(missing_ok=True)
+            self.record(target, built=False, reason=str(error))
+            rule = "*" * 100
+            self.warn(
+                f"\n{rule}\nwm_engine was installed WITHOUT its C++ core: dreams on the CPU will be many times slower.\n"
+                f"Reason: {error}\nInstall a C++17 compiler and Python's headers, and install again.\n{rule}"
+            )
+        else:
+            self.record(target, built=True, reason="")
+
+    def build_core(self, target: Path) -> None:
+        cmake = shutil.which("cmake")
+        if cmake is None:
+            raise RuntimeError("cmake was not found")
+        import pybind11
+
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+        self.call(
+            [
+                cmake,
+                *generator,
+                "-S",
+                str(ROOT),
+                "-B",
+                str(build),
+                f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
+                f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={build / 'lib'}",
+                f"-DPython_EXECUTABLE={sys.executable}",
+                f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+                *shlex.split(os.environ.get("WM_ENGINE_CMAKE_ARGS", "")),
+            ],
+            "configuring",
+        )
+        self.call([cmake, "--build", str(build), "--target", "_C"], "compiling")
+        built = next((build / "lib").glob("_C.*"))
+        # Replaced, not overwritten: another process may have the old one mapped.
+        staged = target.with_name(target.name + ".new")
+        shutil.copy2(built, staged)
+        staged.replace(target)
+
+    def call(self, command: list[str], doing: str) -> None:
+        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        print(result.stdout, flush=True)
+        if result.returncode:
+            errors = [line.strip() for line in result.stdout.splitlines() if "error" in line.lower()]
+            detail = errors[0] if errors else f"exit status {result.returncode}"
+            if "CMAKE_CXX_COMPILER" in result.stdout and "could" in result.stdout.lower():
+                detail = "no C++ compiler was found"
+            raise RuntimeError(f"{doing} the C++ core failed: {detail}")
+
+    def record(self, target: Path, *, built: bool, reason: str) -> None:
+        info = {"cpp": built, "reason": reason}
+        (target.parent / "_build_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+
+
+setup(ext_modules=[Extension("wm_engine._C", sources=[])], cmdclass={"build_ext": BuildCore})
