@@ -28,7 +28,7 @@ class Recorder:
         with storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             _end_torn_line(self.path)
-        self._events = SummaryWriter(str(self.folder))
+        self._events: SummaryWriter | None = None
 
     def log(self, stage: str, step: int, iteration: int = 0, **scalars: float) -> None:
         """Record the numbers of one step of ``stage``. Curves and texts belong elsewhere: values are scalars."""
@@ -36,6 +36,9 @@ class Recorder:
         row |= {name: float(value) for name, value in scalars.items()}
         with storage_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        if self._events is None:
+            # Made at the first row: a run with nothing left to do adds no empty events file.
+            self._events = SummaryWriter(str(self.folder))
         for name, value in scalars.items():
             if math.isfinite(value):
                 tag = f"{stage}/{name}" if iteration == 0 else f"{stage}.{iteration}/{name}"
@@ -43,7 +46,8 @@ class Recorder:
 
     def close(self) -> None:
         """Write what is still in memory."""
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
     def __enter__(self) -> Recorder:
         return self
