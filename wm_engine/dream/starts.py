@@ -47,7 +47,8 @@ def recorded_starts(
         raise ValueError(f"mid_fraction must be in [0, 1], but was {mid_fraction}")
     if (m.latent, m.action) != (latents.latent, latents.action):
         raise ValueError(
-            f"latents must have Z = {m.latent} and A = {m.action} as M has, but had {latents.latent} and {latents.action}"
+            f"latents must have Z = {m.latent} and A = {m.action} as M has, "
+            f"but had {latents.latent} and {latents.action}"
         )
     chosen = list(range(len(latents)) if episodes is None else episodes)
     if not chosen:
