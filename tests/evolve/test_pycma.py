@@ -22,28 +22,28 @@ def evolve(optimizer: PycmaES, generations: int) -> PycmaES:
 
 
 def test_it_climbs() -> None:
-    optimizer = evolve(PycmaES(torch.zeros(5), 0.5, population=12, seed=1), 120)
+    optimizer = evolve(PycmaES(torch.zeros(5), 0.5, popsize=12, seed=1), 120)
     assert torch.allclose(optimizer.mean, torch.arange(1.0, 6.0, dtype=torch.float64), atol=1e-4)
     assert optimizer.generation == 120
     assert optimizer.sigma < 0.1
 
 
 def test_shapes_and_types() -> None:
-    optimizer = PycmaES([0.0, 1.0, 2.0], 0.5, population=6)
-    assert (optimizer.dimension, optimizer.population) == (3, 6)
+    optimizer = PycmaES([0.0, 1.0, 2.0], 0.5, popsize=6)
+    assert (optimizer.dimension, optimizer.popsize) == (3, 6)
     assert optimizer.ask().shape == (6, 3)
     assert optimizer.ask().dtype == optimizer.mean.dtype == torch.float64
 
 
 def test_asking_twice_gives_the_same_candidates() -> None:
-    optimizer = PycmaES(torch.zeros(4), 0.5, population=6)
+    optimizer = PycmaES(torch.zeros(4), 0.5, popsize=6)
     assert torch.equal(optimizer.ask(), optimizer.ask())
 
 
 @pytest.mark.parametrize("dimension", [4, 305])  # the package changes its step-size rule at 300 dimensions
 @pytest.mark.parametrize("generations", [0, 7])
 def test_a_restored_state_goes_on_to_the_bit(dimension: int, generations: int, tmp_path: Path) -> None:
-    whole = evolve(PycmaES(torch.zeros(dimension), 0.5, population=8, seed=5), generations)
+    whole = evolve(PycmaES(torch.zeros(dimension), 0.5, popsize=8, seed=5), generations)
     tensors, values = whole.state()
     save_tensors(tmp_path / "state.safetensors", tensors)
     resumed = PycmaES.from_state(load_tensors(tmp_path / "state.safetensors")[0], values)
@@ -62,7 +62,7 @@ def test_other_seeds_draw_other_candidates() -> None:
 
 
 def test_nonfinite_candidates_are_survived_and_counted() -> None:
-    optimizer = PycmaES(torch.zeros(4), 0.5, population=8)
+    optimizer = PycmaES(torch.zeros(4), 0.5, popsize=8)
     for _ in range(40):
         candidates = optimizer.ask()
         returns = -((candidates - 1.0) ** 2).sum(dim=1)
@@ -77,7 +77,7 @@ def test_nonfinite_candidates_are_survived_and_counted() -> None:
 
 
 def test_equal_returns_do_not_drive_the_distribution_away() -> None:
-    optimizer = PycmaES(torch.zeros(4), 0.5, population=16, seed=2)
+    optimizer = PycmaES(torch.zeros(4), 0.5, popsize=16, seed=2)
     for _ in range(100):
         optimizer.ask()
         optimizer.tell(torch.ones(16))
@@ -86,7 +86,7 @@ def test_equal_returns_do_not_drive_the_distribution_away() -> None:
 
 
 def test_a_wrong_shape_and_a_tell_without_ask_are_errors() -> None:
-    optimizer = PycmaES(torch.zeros(4), 0.5, population=6)
+    optimizer = PycmaES(torch.zeros(4), 0.5, popsize=6)
     with pytest.raises(RuntimeError, match="ask"):
         optimizer.tell(torch.zeros(6))
     optimizer.ask()
@@ -103,13 +103,13 @@ def test_a_wrong_shape_and_a_tell_without_ask_are_errors() -> None:
         ({"x0": [0.0, np.nan]}, "x0 must be finite"),
         ({"sigma": 0.0}, "sigma must be greater than 0"),
         ({"sigma": float("nan")}, "sigma must be finite"),
-        ({"population": 3}, "population must be at least 4"),
+        ({"popsize": 3}, "popsize must be at least 4"),
         ({"seed": -1}, "seed must be at least 0"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        PycmaES(**({"x0": torch.zeros(4), "sigma": 0.5, "population": 6} | arguments))  # type: ignore[arg-type]
+        PycmaES(**({"x0": torch.zeros(4), "sigma": 0.5, "popsize": 6} | arguments))  # type: ignore[arg-type]
 
 
 def test_it_prints_nothing_writes_nothing_and_leaves_global_randomness_alone(
@@ -119,7 +119,7 @@ def test_it_prints_nothing_writes_nothing_and_leaves_global_randomness_alone(
     np.random.seed(1)  # noqa: NPY002
     expected = np.random.rand(4)  # noqa: NPY002
     np.random.seed(1)  # noqa: NPY002
-    evolve(PycmaES(torch.zeros(305), 0.5, population=8), 6)
+    evolve(PycmaES(torch.zeros(305), 0.5, popsize=8), 6)
     assert np.array_equal(np.random.rand(4), expected)  # noqa: NPY002
     assert os.listdir(tmp_path) == []
     captured = capfd.readouterr()

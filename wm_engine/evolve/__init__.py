@@ -1,6 +1,6 @@
 """Evolution of controllers: CMA-ES, the fitnesses, and the training that joins them."""
 
-from wm_engine.evolve.fitness import DreamFitness, Fitness
+from wm_engine.evolve.fitness import DreamFitness, Fitness, RealFitness
 from wm_engine.evolve.optimizers import make_optimizer, restore_optimizer
 from wm_engine.evolve.protocol import Optimizer, derive_seed
 from wm_engine.evolve.pycma import PycmaES
@@ -13,6 +13,7 @@ __all__ = [
     "Fitness",
     "Optimizer",
     "PycmaES",
+    "RealFitness",
     "derive_seed",
     "make_optimizer",
     "restore_optimizer",

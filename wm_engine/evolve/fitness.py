@@ -8,12 +8,21 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from wm_engine.agent import Agent
+from wm_engine.checks import check_int
+from wm_engine.collect import OnStep, drive, track_seeds
+from wm_engine.controller import ControllerSpec
 from wm_engine.dream.engine import DreamEngine
 from wm_engine.dream.types import Starts
+from wm_engine.envs import BatchedEnv, EnvSettings, Step, make_env
 from wm_engine.evolve.protocol import derive_seed
+from wm_engine.memory.model import MDNRNN
+from wm_engine.rollouts import RolloutStore
+from wm_engine.vision.model import VAE
 
 CHOOSE, SCORE = "choose", "score"
 """The two streams of fresh noise after a training: one to choose among the finalists, one to score the choice with."""
@@ -91,3 +100,119 @@ class DreamFitness:
             return None if state is None else state[chosen.to(state.device)]
 
         return Starts(self._starts.z[chosen.to(self._starts.z.device)], rows(self._starts.h), rows(self._starts.c))
+
+
+class RealFitness:
+    """Returns in the real environment, on V's and M's features.
+
+    Candidate p's episode e drives on track e of the generation, ``track_seeds(derive_seed(seed, "tracks", g), E)[e]``,
+    the same for every candidate. The P·E episodes are driven in waves of at most ``lanes``.
+
+    env_settings : which environment; ``num_envs`` and ``max_steps`` are replaced by ``lanes`` and the steps below
+    vae, mdnrnn, spec : the agent's parts
+    episodes, max_steps : E, and where an episode of a generation is cut
+    patience : end an episode of a generation after so many steps in a row without a positive reward; 0: never. A
+        cheaper fitness, not the same one: what a stuck car would still lose (0.1 points a step) is not counted, nor what
+        it might still find, so lost causes look a little better than they are.
+    final_steps : where an episode of :meth:`fresh` is cut, which knows no patience; None: at ``max_steps``
+    lanes : environments driven at once; bounds the memory. Results depend on it in the last bits only.
+    device, precision : of the agent
+    store : appends episodes of every generation, the first ``store_episodes`` of it in the order of candidates, as of
+        the policy "evolve" and the round ``iteration``. Asked for the same generation again, by a resumed run, it
+        appends only what is missing.
+    """
+
+    unit = "frames"
+
+    def __init__(
+        self,
+        env_settings: EnvSettings,
+        vae: VAE,
+        mdnrnn: MDNRNN,
+        spec: ControllerSpec,
+        *,
+        episodes: int = 1,
+        max_steps: int = 1000,
+        patience: int = 0,
+        final_steps: int | None = None,
+        lanes: int = 64,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        precision: str = "fp32",
+        store: RolloutStore | None = None,
+        store_episodes: int = 16,
+        iteration: int = 0,
+    ) -> None:
+        self._env_settings, self._vae, self._mdnrnn, self._spec = env_settings, vae, mdnrnn, spec
+        self._episodes = check_int("episodes", episodes, least=1)
+        self._max_steps = check_int("max_steps", max_steps, least=1)
+        self._final_steps = self._max_steps if final_steps is None else check_int("final_steps", final_steps, least=1)
+        self._patience = check_int("patience", patience, least=0)
+        self._lanes = check_int("lanes", lanes, least=1)
+        self._seed, self._device, self._precision = seed, device, precision
+        self._store, self._iteration = store, iteration
+        self._store_episodes = check_int("store_episodes", store_episodes, least=1)
+        self._envs: dict[int, BatchedEnv] = {}
+        self.steps = 0
+
+    def __call__(self, params: Tensor, generation: int) -> Tensor:
+        seeds = track_seeds(derive_seed(self._seed, "tracks", generation), self._episodes)
+        return self._drive(params, seeds, self._max_steps, self._patience, self._to_store(params, generation))
+
+    def fresh(self, params: Tensor, episodes: int, stream: str) -> Tensor:
+        seeds = track_seeds(derive_seed(self._seed, "tracks", stream), episodes)
+        return self._drive(params, seeds, self._final_steps, 0, range(0))
+
+    def close(self) -> None:
+        """End the environments; a later call starts new ones."""
+        for env in self._envs.values():
+            env.close()
+        self._envs.clear()
+
+    def _drive(self, params: Tensor, tracks: list[int], max_steps: int, patience: int, stored: range) -> Tensor:
+        """Returns f32 [P, E]; the episodes ``stored`` of the P·E, candidate by candidate, go to the store."""
+        agent = Agent(self._vae, self._mdnrnn, self._spec, params, self._device, self._precision)
+        candidates = np.repeat(np.arange(len(params)), len(tracks))
+        seeds = np.tile(tracks, len(params))
+        env = self._env(min(self._lanes, len(seeds)), max_steps)
+        returns = np.empty(len(seeds), dtype=np.float32)
+        for first in range(0, len(seeds), self._lanes):
+            wave = slice(first, first + self._lanes)
+            agent.begin(candidates[wave])
+            driven = drive(env, agent, seeds[wave].tolist(), self._recording(stored, first, seeds[wave]), patience)
+            returns[wave] = [np.nan if one.failed else one.total_reward for one in driven]
+            self.steps += sum(one.steps for one in driven)
+        return torch.from_numpy(returns).view(len(params), len(tracks))
+
+    def _env(self, lanes: int, max_steps: int) -> BatchedEnv:
+        env = self._envs.get(max_steps)
+        if env is None or env.num_lanes < lanes:
+            if env is not None:
+                env.close()
+            env = self._envs[max_steps] = make_env(self._env_settings, lanes, max_steps)
+        return env
+
+    def _to_store(self, params: Tensor, generation: int) -> range:
+        """Which of the generation's episodes are to be appended: those it should have there, less those it has."""
+        if self._store is None:
+            return range(0)
+        wanted = min(self._store_episodes, len(params) * self._episodes)
+        infos = (self._store.info(index) for index in range(len(self._store)))
+        there = sum(info.policy == "evolve" and info.iteration == self._iteration for info in infos)
+        return range(min(max(there - generation * wanted, 0), wanted), wanted)
+
+    def _recording(self, stored: range, first: int, seeds: np.ndarray) -> OnStep | None:
+        if self._store is None:
+            return None
+        mine = [episode - first for episode in stored if first <= episode < first + len(seeds)]
+        writers = {lane: self._store.writer(int(seeds[lane]), "evolve", self._iteration) for lane in mine}
+
+        def on_step(lanes: np.ndarray, frames: np.ndarray, actions: np.ndarray, step: Step) -> None:
+            for row, lane in enumerate(lanes):
+                writer = writers.get(int(lane))
+                if writer is not None:
+                    writer.add(frames[row], actions[row], float(step.rewards[row]))
+                    if step.ended[row]:
+                        writer.finish(step.frames[row], step.terminated[row], step.truncated[row])
+
+        return on_step

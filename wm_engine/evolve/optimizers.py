@@ -14,12 +14,12 @@ from wm_engine.evolve.pycma import PycmaES
 OPTIMIZERS: dict[str, type[PycmaES]] = {"pycma": PycmaES}
 
 
-def make_optimizer(name: str, x0: Any, sigma: float, population: int, seed: int = 0) -> Optimizer:
+def make_optimizer(name: str, x0: Any, sigma: float, popsize: int, seed: int = 0) -> Optimizer:
     """The optimiser of that name around x0 [D]; ``auto`` takes the fastest of equal quality for (D, P)."""
     check_choice("optimizer", name, ("auto", *OPTIMIZERS))
     if name == "auto":
         name = "pycma"
-    return OPTIMIZERS[name](x0, sigma, population, seed)
+    return OPTIMIZERS[name](x0, sigma, popsize, seed)
 
 
 def restore_optimizer(tensors: dict[str, Tensor], values: dict[str, Any]) -> Optimizer:

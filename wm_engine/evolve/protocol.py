@@ -29,7 +29,7 @@ class Optimizer(Protocol):
         """D."""
 
     @property
-    def population(self) -> int:
+    def popsize(self) -> int:
         """P."""
 
     @property
@@ -72,34 +72,34 @@ class Ranking:
     flat: bool
 
 
-def rank(returns: Returns, population: int, seed: int, generation: int) -> Ranking:
+def rank(returns: Returns, popsize: int, seed: int, generation: int) -> Ranking:
     """Order the candidates by ``returns`` [P], greater is better, non-finite last.
 
     Ties are broken at random, by a generator keyed with (seed, generation): candidates are not all alike in their index
     (some strategies put special samples first), and under a flat return a fixed order would drive the distribution
     away, while a random one leaves it where it is on average.
     """
-    values = _as_vector(returns, population)
+    values = _as_vector(returns, popsize)
     finite = np.isfinite(values)
     values = np.where(finite, values, -np.inf)
-    shuffled = np.random.default_rng((seed, generation, 1)).permutation(population)
+    shuffled = np.random.default_rng((seed, generation, 1)).permutation(popsize)
     order = shuffled[np.argsort(-values[shuffled], kind="stable")]
-    return Ranking(order=order, nonfinite=int(population - finite.sum()), flat=bool(np.all(values == values[0])))
+    return Ranking(order=order, nonfinite=int(popsize - finite.sum()), flat=bool(np.all(values == values[0])))
 
 
-def _as_vector(returns: Returns, population: int) -> np.ndarray:
+def _as_vector(returns: Returns, popsize: int) -> np.ndarray:
     try:
         plain = returns.detach().cpu().numpy() if isinstance(returns, Tensor) else returns
         values = np.asarray(plain, np.float64)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"returns must be {population} numbers, but were {type(returns).__name__} ({error})") from error
-    if values.shape != (population,):
-        raise ValueError(f"returns must have shape [{population}], one a candidate, but had {list(values.shape)}")
+        raise TypeError(f"returns must be {popsize} numbers, but were {type(returns).__name__} ({error})") from error
+    if values.shape != (popsize,):
+        raise ValueError(f"returns must have shape [{popsize}], one a candidate, but had {list(values.shape)}")
     return values
 
 
-def check_start(x0: Any, sigma: Any, population: Any, seed: Any) -> tuple[np.ndarray, float, int, int]:
-    """The checked arguments that every optimiser starts from: x0 float64 [D], sigma, population, seed."""
+def check_start(x0: Any, sigma: Any, popsize: Any, seed: Any) -> tuple[np.ndarray, float, int, int]:
+    """The checked arguments that every optimiser starts from: x0 float64 [D], sigma, popsize, seed."""
     mean = x0.detach().cpu().double().numpy() if isinstance(x0, Tensor) else np.asarray(x0, np.float64)
     if mean.ndim != 1 or mean.size < 2:
         raise ValueError(f"x0 must have shape [D] with D of at least 2, but had {list(mean.shape)}")
@@ -110,7 +110,7 @@ def check_start(x0: Any, sigma: Any, population: Any, seed: Any) -> tuple[np.nda
     step = check_float("sigma", sigma, least=0.0)
     if step == 0.0:
         raise ValueError("sigma must be greater than 0, but was 0.0")
-    return mean.copy(), step, check_int("population", population, least=4), check_int("seed", seed, least=0)
+    return mean.copy(), step, check_int("popsize", popsize, least=4), check_int("seed", seed, least=0)
 
 
 def derive_seed(seed: int, *words: str | int) -> int:

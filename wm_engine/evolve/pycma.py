@@ -19,23 +19,23 @@ _LEAST_STD, _GREATEST_STD = 1e-15, 1e15
 class PycmaES:
     """``cma.CMAEvolutionStrategy`` with the package's own defaults: active CMA, CSA below 300 dimensions, TPA above.
 
-    x0 [D]: first mean; sigma: first step size; population: P, at least 4; seed: at least 0. The package neither prints
+    x0 [D]: first mean; sigma: first step size; popsize: P, at least 4; seed: at least 0. The package neither prints
     nor writes files nor touches NumPy's global random state.
 
     The state is the history of rankings, replayed when it is loaded: exact by construction, and independent of the
     package's internals. A replay costs what the optimiser itself cost, about 50 ms a generation at D = 867 and P = 64.
     """
 
-    def __init__(self, x0: Any, sigma: float, population: int, seed: int = 0) -> None:
+    def __init__(self, x0: Any, sigma: float, popsize: int, seed: int = 0) -> None:
         import cma  # here, because it takes more than a second to import and many runs never need it
 
-        self._x0, self._sigma0, self._population, self._seed = check_start(x0, sigma, population, seed)
+        self._x0, self._sigma0, self._popsize, self._seed = check_start(x0, sigma, popsize, seed)
         self._noise = np.random.default_rng((self._seed, 0))
         self._es = cma.CMAEvolutionStrategy(
             self._x0,
             self._sigma0,
             {
-                "popsize": self._population,
+                "popsize": self._popsize,
                 "randn": lambda *shape: self._noise.standard_normal(shape),
                 "seed": np.nan,  # leaves NumPy's global generator alone
                 "verbose": -9,
@@ -54,8 +54,8 @@ class PycmaES:
         return self._x0.size
 
     @property
-    def population(self) -> int:
-        return self._population
+    def popsize(self) -> int:
+        return self._popsize
 
     @property
     def generation(self) -> int:
@@ -77,28 +77,28 @@ class PycmaES:
     def tell(self, returns: Returns) -> None:
         if self._asked is None:
             raise RuntimeError("tell: ask() first; a generation is told once")
-        ranking = rank(returns, self._population, self._seed, self.generation)
+        ranking = rank(returns, self._popsize, self._seed, self.generation)
         self._update(ranking.order)
         self.last_ranking = ranking
 
     def _update(self, order: np.ndarray) -> None:
         # The package minimises, and uses no more than the order: it gets each candidate's place.
-        places = np.empty(self._population)
-        places[order] = np.arange(self._population)
+        places = np.empty(self._popsize)
+        places[order] = np.arange(self._popsize)
         with _global_random_state_kept():
             self._es.tell(self._asked, places.tolist())
         self._asked = None
         self._orders.append(order.astype(np.int32))
 
     def state(self) -> State:
-        orders = np.stack(self._orders) if self._orders else np.empty((0, self._population), np.int32)
+        orders = np.stack(self._orders) if self._orders else np.empty((0, self._popsize), np.int32)
         tensors = {"x0": as_float64(self._x0), "orders": torch.from_numpy(orders)}
-        return tensors, {"kind": "pycma", "sigma": self._sigma0, "population": self._population, "seed": self._seed}
+        return tensors, {"kind": "pycma", "sigma": self._sigma0, "popsize": self._popsize, "seed": self._seed}
 
     @classmethod
     def from_state(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> PycmaES:
         """The optimiser whose ``state()`` this was, ready for its next ``ask``."""
-        optimizer = cls(tensors["x0"], values["sigma"], values["population"], values["seed"])
+        optimizer = cls(tensors["x0"], values["sigma"], values["popsize"], values["seed"])
         for order in tensors["orders"].numpy():
             optimizer.ask()
             optimizer._update(order.astype(np.int64))

@@ -69,6 +69,7 @@ class ControllerSettings(Section):
     finalists: int = Field(4, ge=0, description="best candidates seen that meet the mean in the final")
     final_dream_episodes: int = Field(64, ge=1)
     final_real_episodes: int = Field(8, ge=1)
+    final_real_steps: int = Field(1000, ge=1, description="most steps of a final's real episode, without patience")
     checkpoint_seconds: float = Field(0.0, ge=0.0, description="how much work a kill may cost; 0: no generation")
 
 
