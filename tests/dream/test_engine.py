@@ -42,8 +42,10 @@ class World:
         generator = torch.Generator().manual_seed(0)
         Z, A, H, K = sizes
         self.m = MDNRNN(Z, A, H, K, mixture)
+        # Gates of much the same spread at every size: wide ones make the dream chaotic, and its error a lottery.
+        scale = 0.5 * min(1.0, 3.0 / H**0.5)
         for name, value in self.m.state_dict().items():
-            value.copy_(torch.randn(value.shape, generator=generator) * (0.4 if "head" in name else 0.5))
+            value.copy_(torch.randn(value.shape, generator=generator) * (0.4 if "head" in name else scale))
         self.m.state_dict()["head.bias"][-1] -= 1.0
         self.spec = ControllerSpec(Z, H, A, features, squash, hidden_units)
         self.params = torch.randn(candidates, self.spec.num_params, generator=generator) * 0.5
