@@ -23,7 +23,9 @@ def test_plain_lines_where_the_output_is_no_terminal():
     assert result.stdout == ""
     assert "\r" not in result.stderr
     assert "\x1b" not in result.stderr
-    last = result.stderr.splitlines()[-1]
+    lines = result.stderr.splitlines()
+    assert len(set(lines)) == len(lines)
+    last = lines[-1]
     assert last.startswith("vision: 100%")
     assert "4.00/4.00" in last or "4/4" in last
     assert "steps/s" in last

@@ -48,6 +48,15 @@ def test_a_missing_record_is_empty(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == []
 
 
+def test_a_part_of_a_stage_logs_under_its_own_name(tmp_path):
+    with Recorder(tmp_path) as recorder:
+        recorder.within("collect").log("controller", 1, best=1.0)
+        recorder.log("controller", 1, best=2.0)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(row["stage"], row["best"]) for row in rows] == [("collect.controller", 1.0), ("controller", 2.0)]
+    assert len(list(tmp_path.glob("events.*"))) == 1
+
+
 def test_non_finite_numbers_are_kept_in_the_rows(tmp_path):
     with Recorder(tmp_path) as recorder:
         recorder.log("evolution", 1, best=math.inf, mean=math.nan)

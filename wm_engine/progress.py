@@ -16,11 +16,14 @@ class _Lines:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._last = ""
 
     def write(self, text: str) -> int:
         line = text.strip("\r\n ")
-        if line:
+        # Closing a bar refreshes it once more, mostly with nothing new to say.
+        if line and line != self._last:
             self._stream.write(line + "\n")
+            self._last = line
         return len(text)
 
     def flush(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -28,26 +29,34 @@ class Recorder:
         with storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             _end_torn_line(self.path)
-        self._events: SummaryWriter | None = None
+        self._prefix = ""
+        self._events: list[SummaryWriter] = []
 
     def log(self, stage: str, step: int, iteration: int = 0, **scalars: float) -> None:
         """Record the numbers of one step of ``stage``. Curves and texts belong elsewhere: values are scalars."""
+        stage = self._prefix + stage
         row: dict[str, Any] = {"stage": stage, "iteration": iteration, "step": step, "time": time.time()}
         row |= {name: float(value) for name, value in scalars.items()}
         with storage_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        if self._events is None:
+        if not self._events:
             # Made at the first row: a run with nothing left to do adds no empty events file.
-            self._events = SummaryWriter(str(self.folder))
+            self._events.append(SummaryWriter(str(self.folder)))
         for name, value in scalars.items():
             if math.isfinite(value):
                 tag = f"{stage}/{name}" if iteration == 0 else f"{stage}.{iteration}/{name}"
-                self._events.add_scalar(tag, float(value), step)
+                self._events[0].add_scalar(tag, float(value), step)
+
+    def within(self, stage: str) -> Recorder:
+        """The same record, for a part of ``stage`` that logs under a name of its own: "vision" as "STAGE.vision"."""
+        inner = copy.copy(self)
+        inner._prefix = f"{self._prefix}{stage}."
+        return inner
 
     def close(self) -> None:
         """Write what is still in memory."""
-        if self._events is not None:
-            self._events.close()
+        for events in self._events:
+            events.close()
 
     def __enter__(self) -> Recorder:
         return self

@@ -103,7 +103,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 def sweep_temporaries(folder: Path) -> None:
     """Delete what killed writes left behind. Only the holder of the folder's lock may do this."""
-    for path in folder.rglob(".*.tmp"):
+    for path in folder.rglob(".*.tmp*"):
         path.unlink(missing_ok=True)
 
 
