@@ -103,19 +103,22 @@ class StepDraws:
     ) -> None:
         self._seed, self._candidates, self._episodes = seed, candidates, episodes
         self._latent, self._mixture, self._dtype = latent, mixture, dtype
-        self._quads = math.ceil(latent / 4)
-        self._blocks = torch.arange(2 * self._quads + 1, device=episodes.device)
+        self._blocks = torch.arange(2 * math.ceil(latent / 4) + 1, device=episodes.device)
 
     def at(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """The numbers of one step: normals [C, E, Z], component uniforms [C, E, 1 or Z], end uniforms [C, E]."""
         words = philox_torch(step_counters(self._blocks, step, self._episodes, self._candidates), self._seed)
-        u = ((words >> 9).to(self._dtype) + 0.5) * 2.0**-23
-        quads, latent = self._quads, self._latent
-        flat = u[:, :, :quads].flatten(2).unflatten(2, (-1, 2))
-        radius = torch.sqrt(-2.0 * torch.log(flat[..., 0]))
-        angle = (2.0 * math.pi) * flat[..., 1]
-        normals = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1).flatten(2)[..., :latent]
-        choice = (
-            u[:, :, quads, :1] if self._mixture == "shared" else u[:, :, quads : 2 * quads].flatten(2)[..., :latent]
-        )
-        return normals, choice, u[:, :, 2 * quads, 0]
+        return numbers(words, self._latent, self._mixture, self._dtype)
+
+
+def numbers(words: Tensor, latent: int, mixture: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """What a step's words, int64 [..., 2Q+1, 4], stand for: normals [..., Z], component uniforms [..., 1 or Z], end
+    uniforms [...]."""
+    quads = math.ceil(latent / 4)
+    u = ((words >> 9).to(dtype) + 0.5) * 2.0**-23
+    flat = u[..., :quads, :].flatten(-2).unflatten(-1, (-1, 2))
+    radius = torch.sqrt(-2.0 * torch.log(flat[..., 0]))
+    angle = (2.0 * math.pi) * flat[..., 1]
+    normals = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1).flatten(-2)[..., :latent]
+    choice = u[..., quads, :1] if mixture == "shared" else u[..., quads : 2 * quads, :].flatten(-2)[..., :latent]
+    return normals, choice, u[..., 2 * quads, 0]

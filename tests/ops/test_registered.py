@@ -1,0 +1,87 @@
+"""The registered operators: to the references, to autograd and to torch's own checks of an operator."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from checker import check
+from oracle import Oracle
+
+from wm_engine.ops import mdn, registered
+from wm_engine.ops.mdn import HeadLayout
+
+MIXTURES = ["shared", "per_dim"]
+
+
+def parts(mixture: str, batch: int, latent: int, mixtures: int) -> tuple[torch.Tensor, ...]:
+    """Logits, means, log_stds, as views of a head in float64."""
+    layout = HeadLayout(latent, mixtures, mixture)
+    head = layout.split(
+        torch.randn(batch, layout.size, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    )
+    return head.logits, head.means, head.log_stds
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_nll_is_the_references_at_any_leading_shape(mixture: str) -> None:
+    rows = parts(mixture, 6, 5, 3)
+    target = torch.randn(6, 5, dtype=torch.float64)
+    want = mdn.mdn_nll(*rows, target)
+    got = registered.mdn_nll(*(part.unflatten(0, (2, 3)) for part in rows), target.unflatten(0, (2, 3)))
+    assert torch.equal(got, want.unflatten(0, (2, 3)))
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_nll_gradient(mixture: str) -> None:
+    inputs = [part.detach().requires_grad_() for part in parts(mixture, 3, 4, 2)]
+    target = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(registered.mdn_nll, (*inputs, target))
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_gradient_of_the_clamp_is_the_references(mixture: str) -> None:
+    target = torch.randn(4, 3, dtype=torch.float64)
+    gradients = []
+    for function in (mdn.mdn_nll, registered.mdn_nll):
+        logits, means, log_stds = (part.detach().clone().requires_grad_() for part in parts(mixture, 4, 3, 2))
+        (scaled := log_stds * 8.0).retain_grad()
+        function(logits, means, scaled, target).sum().backward()
+        assert (scaled.detach().abs() > mdn.LOG_STD_LIMIT).any()
+        gradients.append((logits.grad, means.grad, scaled.grad))
+    for name, want, got in zip(("logits", "means", "log_stds"), *gradients, strict=True):
+        check(name, got, want, precision="fp64")
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("seed", [3, (1 << 64) - 5])
+def test_sample_is_the_oracles(mixture: str, temperature: float, seed: int) -> None:
+    Z, K = 6, 3
+    layout, oracle = HeadLayout(Z, K, mixture), Oracle({}, Z, 1, 1, K, mixture, "z", "tanh")
+    raw = torch.randn(20, layout.size, dtype=torch.float64)
+    head = layout.split(raw)
+    counters = torch.randint(0, 1 << 32, (20, 3))
+    got = registered.mdn_sample(head.logits, head.means, head.log_stds, counters, seed, temperature)
+    draws = [oracle.draws(seed, *row) for row in counters.tolist()]
+    want = [oracle.sample(raw[i].numpy(), draws[i][0], draws[i][1], temperature) for i in range(20)]
+    check("z", got, np.stack(want), precision="fp64")
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_torch_finds_nothing_wrong_with_the_operators(mixture: str) -> None:
+    rows = tuple(part.detach().contiguous() for part in parts(mixture, 3, 4, 2))
+    target = torch.randn(3, 4, dtype=torch.float64)
+    differentiable = tuple(value.clone().requires_grad_() for value in (*rows, target))
+    torch.library.opcheck(torch.ops.wm_engine.mdn_nll, differentiable)
+    torch.library.opcheck(torch.ops.wm_engine.mdn_nll_backward, (torch.randn(3, dtype=torch.float64), *rows, target))
+    torch.library.opcheck(torch.ops.wm_engine.mdn_sample, (*rows, torch.randint(0, 9, (3, 3)), 1, 0.8))
+
+
+def test_bad_seeds_and_temperatures_are_named() -> None:
+    rows = parts("shared", 2, 3, 2)
+    counters = torch.zeros(2, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"seed must be in \[0, 2\*\*64\), but was -1"):
+        registered.mdn_sample(*rows, counters, -1, 1.0)
+    with pytest.raises(ValueError, match="temperature must be finite and at least 0, but was nan"):
+        registered.mdn_sample(*rows, counters, 1, float("nan"))

@@ -1,0 +1,139 @@
+"""The mixture's loss and sampling as PyTorch operators: one name each, an implementation for each kind of device.
+
+``wm_engine::mdn_nll``, its backward and ``wm_engine::mdn_sample`` are known to autograd and ``torch.compile``. The
+torch references answer wherever nothing faster is registered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wm_engine.ops import mdn
+from wm_engine.rng import numbers, philox_torch
+
+
+def mdn_nll(logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor) -> Tensor:
+    """As :func:`wm_engine.ops.mdn.mdn_nll`, by the fastest implementation for the tensors' device.
+
+    Parameters
+    ----------
+    logits : [..., C, K]
+    means, log_stds : [..., Z, K]; log_stds are clamped to ±LOG_STD_LIMIT
+    target : [..., Z]
+
+    Returns
+    -------
+    [...] nats per latent dimension
+    """
+    batch = target.shape[:-1]
+    rows = (part.reshape(-1, *part.shape[-2:]) for part in (logits, means, log_stds))
+    return torch.ops.wm_engine.mdn_nll(*rows, target.reshape(-1, target.shape[-1])).view(batch)
+
+
+def mdn_sample(
+    logits: Tensor, means: Tensor, log_stds: Tensor, counters: Tensor, seed: int, temperature: float
+) -> Tensor:
+    """Latents drawn from the mixture with the numbers of the random-number contract (``wm_engine.rng``).
+
+    Parameters
+    ----------
+    logits : [B, C, K]
+    means, log_stds : [B, Z, K]; log_stds are clamped to ±LOG_STD_LIMIT
+    counters : int64 [B, 3], step, episode and candidate of each row, in [0, 2**32)
+    seed : in [0, 2**64)
+    temperature : tau >= 0
+
+    Returns
+    -------
+    z : [B, Z]
+    """
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed must be in [0, 2**64), but was {seed}")
+    if not 0.0 <= temperature < math.inf:
+        raise ValueError(f"temperature must be finite and at least 0, but was {temperature}")
+    signed = seed - (1 << 64) if seed >= 1 << 63 else seed
+    return torch.ops.wm_engine.mdn_sample(logits, means, log_stds, counters, signed, temperature)
+
+
+@torch.library.custom_op("wm_engine::mdn_nll", mutates_args=())
+def _nll(logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor) -> Tensor:
+    return mdn.mdn_nll(logits, means, log_stds, target)
+
+
+@_nll.register_fake
+def _(logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor) -> Tensor:
+    return target.new_empty(target.shape[0])
+
+
+@torch.library.custom_op("wm_engine::mdn_nll_backward", mutates_args=())
+def _nll_backward(
+    grad: Tensor, logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # With r the components' responsibilities for the target and s its standardised distance from their means:
+    # d/dlogit = softmax - r, d/dmean = -r s / sigma, d/dlog_std = r (1 - s^2), each times grad / Z.
+    limit = mdn.LOG_STD_LIMIT
+    clamped = log_stds.clamp(-limit, limit)
+    precision = torch.exp(-clamped)
+    standard = (target.unsqueeze(-1) - means) * precision
+    log_density = -0.5 * standard * standard - clamped
+    if logits.shape[-2] != means.shape[-2]:
+        log_density = log_density.sum(dim=-2, keepdim=True)
+    responsibility = torch.softmax(torch.log_softmax(logits, dim=-1) + log_density, dim=-1)
+    scale = (grad / means.shape[-2])[:, None, None]
+    weight = scale * responsibility
+    to_logits = scale * torch.softmax(logits, dim=-1) - weight
+    to_means = -weight * standard * precision
+    to_log_stds = torch.where(log_stds == clamped, weight * (1.0 - standard * standard), 0.0)
+    return to_logits, to_means, to_log_stds, -to_means.sum(dim=-1)
+
+
+@_nll_backward.register_fake
+def _(
+    grad: Tensor, logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        logits.new_empty(logits.shape),
+        means.new_empty(means.shape),
+        log_stds.new_empty(log_stds.shape),
+        target.new_empty(target.shape),
+    )
+
+
+def _differentiable(
+    op: torch.library.CustomOpDef,
+) -> Callable[[Callable[..., tuple[Tensor, ...]]], Callable[..., tuple[Tensor, ...]]]:
+    def keep_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    def register(gradients: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+        op.register_autograd(gradients, setup_context=keep_inputs)
+        return gradients
+
+    return register
+
+
+@_differentiable(_nll)
+def _nll_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.ops.wm_engine.mdn_nll_backward(grad, *ctx.saved_tensors))
+
+
+@torch.library.custom_op("wm_engine::mdn_sample", mutates_args=())
+def _sample(logits: Tensor, means: Tensor, log_stds: Tensor, counters: Tensor, seed: int, temperature: float) -> Tensor:
+    latent = means.shape[-2]
+    mixture = "shared" if logits.shape[-2] == 1 else "per_dim"
+    blocks = torch.arange(2 * math.ceil(latent / 4) + 1, device=means.device)
+    shape = (means.shape[0], len(blocks))
+    places = (counters[:, word, None].expand(shape) for word in range(3))
+    words = philox_torch(torch.stack([blocks.expand(shape), *places], dim=-1), seed % (1 << 64))
+    normals, uniforms, _ = numbers(words, latent, mixture, means.dtype)
+    return mdn.mdn_sample(logits, means, log_stds, uniforms, normals, temperature)
+
+
+@_sample.register_fake
+def _(logits: Tensor, means: Tensor, log_stds: Tensor, counters: Tensor, seed: int, temperature: float) -> Tensor:
+    return means.new_empty(means.shape[:-1])
