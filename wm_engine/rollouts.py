@@ -256,7 +256,8 @@ class RolloutStore:
             raise IndexError(
                 f"frames of episode {index} must be within [0, {entry.info.steps + 1}), but were [{start}, {stop})"
             )
-        first, last = start // entry.chunk_steps, min((stop - 1) // entry.chunk_steps, entry.chunks()[-1])
+        # The frame after the last step stands in the last chunk, even where its number would begin another.
+        first, last = (min(frame // entry.chunk_steps, entry.chunks()[-1]) for frame in (start, stop - 1))
         parts = [self._chunk(index, chunk)["frames"] for chunk in range(first, last + 1)]
         offset = first * entry.chunk_steps
         return np.concatenate(parts)[start - offset : stop - offset]
