@@ -34,7 +34,7 @@ class BuildCore(build_ext):
             self.record(target, built=False, reason=str(error))
             rule = "*" * 100
             self.warn(
-                f"\n{rule}\nwm_engine was installed WITHOUT its C++ core: dreams on the CPU will be many times slower.\n"
+                f"\n{rule}\nwm_engine is installed WITHOUT its C++ core: dreams on the CPU will be many times slower.\n"
                 f"Reason: {error}\nInstall a C++17 compiler and Python's headers, and install again.\n{rule}"
             )
         else:

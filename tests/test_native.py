@@ -21,7 +21,7 @@ LEVELS = _C.isa_levels()
 def test_levels() -> None:
     assert LEVELS[0] == "scalar"
     assert _C.chosen_isa() in LEVELS
-    assert 1 <= _C.available_processors()
+    assert _C.available_processors() >= 1
 
 
 @pytest.mark.parametrize("isa", LEVELS)

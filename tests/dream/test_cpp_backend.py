@@ -96,7 +96,7 @@ def test_threads_and_company_do_not_change_a_bit(
 @needs_core
 def test_unknown_levels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WM_ENGINE_ISA", "avx1024")
-    with pytest.raises(ValueError, match="WM_ENGINE_ISA must be a level that this processor runs .*'scalar'.*avx1024"):
+    with pytest.raises(ValueError, match=r"WM_ENGINE_ISA must be a level that this processor runs .*'scalar'.*avx1024"):
         World("shared").dream(episodes=1, max_steps=1)
 
 
