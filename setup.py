@@ -5,8 +5,10 @@ A machine without a C++ compiler gets a working installation without the core, a
 a failed build is an error. ``WM_ENGINE_CMAKE_ARGS`` is handed to CMake.
 """
 
+import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -76,15 +78,25 @@ class BuildCore(build_ext):
         result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         print(result.stdout, flush=True)
         if result.returncode:
-            errors = [line.strip() for line in result.stdout.splitlines() if "error" in line.lower()]
-            detail = errors[0] if errors else f"exit status {result.returncode}"
-            if "CMAKE_CXX_COMPILER" in result.stdout and "could" in result.stdout.lower():
-                detail = "no C++ compiler was found"
-            raise RuntimeError(f"{doing} the C++ core failed: {detail}")
+            raise RuntimeError(f"{doing} the C++ core failed: {first_error(result.stdout)}")
 
     def record(self, target: Path, *, built: bool, reason: str) -> None:
         info = {"cpp": built, "reason": reason}
         (target.parent / "_build_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+
+
+def first_error(output: str) -> str:
+    """The first complaint in the output of CMake or a compiler, on one line."""
+    if "No CMAKE_CXX_COMPILER could be found" in output:
+        return "no C++ compiler was found"
+    lines = output.splitlines()
+    for number, line in enumerate(lines):
+        if line.startswith("CMake Error"):  # its message stands indented below
+            message = itertools.takewhile(lambda text: text.startswith(" ") or not text, lines[number + 1 :])
+            return " ".join(" ".join(message).split())[:300] or line
+        if re.search(r"\berror\b", line, re.IGNORECASE):
+            return line.strip()
+    return lines[-1].strip() if lines else "no output"
 
 
 setup(ext_modules=[Extension("wm_engine._C", sources=[])], cmdclass={"build_ext": BuildCore})
