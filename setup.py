@@ -93,7 +93,7 @@ def first_error(output: str) -> str:
     for number, line in enumerate(lines):
         if line.startswith("CMake Error"):  # its message stands indented below
             message = itertools.takewhile(lambda text: text.startswith(" ") or not text, lines[number + 1 :])
-            return " ".join(" ".join(message).split())[:300] or line
+            return " ".join(" ".join(message).split()).partition(" It fails with")[0][:300] or line
         if re.search(r"\berror\b", line, re.IGNORECASE):
             return line.strip()
     return lines[-1].strip() if lines else "no output"
