@@ -5,6 +5,7 @@ Figures are made as objects and drawn by Agg: no display, and nothing of pyplot'
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from wm_engine.fidelity import AROUND_BEST, EARLIER, RANDOM
 from wm_engine.runs import atomic_write
@@ -82,6 +84,7 @@ def curves(panels: Sequence[tuple[str, Mapping[str, tuple[Sequence[float], Seque
             for accent, (name, (steps, values)) in zip(theme.accents, lines.items(), strict=False):
                 few = {"marker": "o", "markersize": 3} if len(steps) < 12 else {}
                 panel.plot(steps, values, color=accent, linewidth=1.6, label=name, **few)
+            panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             _label(panel, theme, x=x, title=title)
             _legend(panel, theme)
         return figure
@@ -99,6 +102,7 @@ def evolution(phases: Mapping[str, Sequence[Mapping[str, float]]]) -> Draw:
             panel.fill_between(steps, mean - std, mean + std, color=theme.accents[0], alpha=0.2, linewidth=0)
             panel.plot(steps, mean, color=theme.accents[0], linewidth=1.8, label="mean ± spread")
             panel.plot(steps, best, color=theme.accents[1], linewidth=1.0, label="best candidate")
+            panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             _label(panel, theme, x="generation", y="return", title=name)
             _legend(panel, theme, loc="lower right")
         return figure
@@ -110,7 +114,7 @@ def returns(scores: Mapping[str, Sequence[float]]) -> Draw:
     """Every episode's return as a dot, a row for each policy, the mean as a bar with one standard deviation."""
 
     def draw(theme: Theme) -> Figure:
-        figure, (panel,) = _axes(theme, height=0.75 + 0.6 * len(scores))
+        figure, (panel,) = _axes(theme, width=5.2, height=0.9 + 0.65 * len(scores))
         generator = np.random.default_rng(0)
         rows = list(scores.items())
         for row, (accent, (_, values)) in enumerate(zip(theme.accents, rows, strict=False)):
@@ -121,7 +125,7 @@ def returns(scores: Mapping[str, Sequence[float]]) -> Draw:
             panel.errorbar(mean, height, xerr=std, color=theme.ink, linewidth=1.4, capsize=3, marker="D", markersize=5)
         panel.set_yticks(range(len(rows)), [name for name, _ in reversed(rows)], color=theme.ink)
         panel.set_ylim(-0.5, len(rows) - 0.5)
-        _label(panel, theme, x="return of an episode in the real environment (diamond: mean, bar: standard deviation)")
+        _label(panel, theme, x="return of an episode (diamond: mean; bar: standard deviation)")
         return figure
 
     return draw
@@ -196,7 +200,11 @@ def dream_against_real(
                     *zip(*dots, strict=True), s=26, marker=marker, color=accent, alpha=0.8, linewidths=0, label=group
                 )
         _label(
-            panel, theme, x="mean return in the dream", y="mean return in the real environment", title=f"ρ = {rho:.2f}"
+            panel,
+            theme,
+            x="mean return in the dream",
+            y="mean return in the real environment",
+            title=f"ρ = {rho:.2f}" if math.isfinite(rho) else "ρ undefined: one of the two orders is all ties",
         )
         _legend(panel, theme)
         return figure

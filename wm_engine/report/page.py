@@ -185,12 +185,12 @@ def _strips(page: _Page, state: _Run) -> list[dict[str, Any]]:
     by_return = sorted(newest, key=lambda index: store.info(index).total_reward)
     chosen = dict.fromkeys((by_return[-1], by_return[len(by_return) // 2]))
     strips = []
-    for episode in chosen:
+    for number, episode in enumerate(chosen):
         steps = store.info(episode).steps
         strip = pictures.film_strip(vae, m, store.read(episode), episode, min(_STRIP_START, steps // 2))
         rows = []
         for place, (name, frames) in enumerate(strip.rows.items()):
-            file = f"strip-{episode}-{place}.png"
+            file = f"strip-{number}-{place}.png"
             pictures.save_row(frames, page.folder / file)
             rows.append({"name": name, "file": file})
         info = store.info(episode)
@@ -212,6 +212,7 @@ def _reconstructions(page: _Page, state: _Run) -> dict[str, Any]:
             {"name": "held-out frames", "file": "originals.png"},
             {"name": "V's view of them", "file": "views.png"},
         ],
+        "count": len(originals),
         "pixel_rmse": rows[-1]["held_out_pixel_rmse"] if rows else None,
     }
 
