@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -41,6 +41,8 @@ class ControllerSettings(Section):
     distribution's mean, meeting ``final_*_episodes`` of fresh luck; the best of them is the phase's winner.
     """
 
+    free: ClassVar[frozenset[str]] = frozenset({"checkpoint_seconds"})
+
     features: Literal["z", "zh", "zhc"] = Field("zh", description="what C sees of M's state")
     hidden_units: int = Field(0, ge=0, description="width of C's hidden layer; 0: linear")
     train_in: Literal["dream", "real", "dream_then_real"] = Field("dream", description="where C is evolved")
@@ -71,10 +73,6 @@ class ControllerSettings(Section):
     final_real_episodes: int = Field(8, ge=1)
     final_real_steps: int = Field(1000, ge=1, description="most steps of a final's real episode, without patience")
     checkpoint_seconds: float = Field(0.0, ge=0.0, description="how much work a kill may cost; 0: no generation")
-
-
-# Settings that leave the result as it is: a training may be resumed with others.
-_FREE_SETTINGS = {"checkpoint_seconds"}
 
 
 @dataclass(frozen=True)
@@ -163,8 +161,7 @@ def train_controller(
     start = torch.zeros(spec.num_params) if initial is None else check_tensor("initial", initial, [spec.num_params])
     fitnesses = {"dream": dream, "real": real}
     phases = [_phase(settings, name, fitnesses[name]) for name in settings.train_in.split("_then_")]
-    relevant = {name: value for name, value in settings.model_dump().items() if name not in _FREE_SETTINGS}
-    key = {"settings": relevant, "seed": seed, "iteration": iteration, "identity": dict(identity or {})}
+    key = {"settings": settings.identity(), "seed": seed, "iteration": iteration, "identity": dict(identity or {})}
     training = _Training(settings, phases, start.detach().cpu().double(), seed, iteration, key, checkpoints, recorder)
     training.run()
     return training.result(fitnesses)
