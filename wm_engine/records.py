@@ -39,13 +39,14 @@ class Recorder:
         row |= {name: float(value) for name, value in scalars.items()}
         with storage_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        if not self._events:
-            # Made at the first row: a run with nothing left to do adds no empty events file.
-            self._events.append(SummaryWriter(str(self.folder)))
-        for name, value in scalars.items():
-            if math.isfinite(value):
-                tag = f"{stage}/{name}" if iteration == 0 else f"{stage}.{iteration}/{name}"
-                self._events[0].add_scalar(tag, float(value), step)
+        with storage_errors(self.folder):
+            if not self._events:
+                # Made at the first row: a run with nothing left to do adds no empty events file.
+                self._events.append(SummaryWriter(str(self.folder)))
+            for name, value in scalars.items():
+                if math.isfinite(value):
+                    tag = f"{stage}/{name}" if iteration == 0 else f"{stage}.{iteration}/{name}"
+                    self._events[0].add_scalar(tag, float(value), step)
 
     def within(self, stage: str) -> Recorder:
         """The same record, for a part of ``stage`` that logs under a name of its own: "vision" as "STAGE.vision"."""
@@ -55,8 +56,9 @@ class Recorder:
 
     def close(self) -> None:
         """Write what is still in memory."""
-        for events in self._events:
-            events.close()
+        with storage_errors(self.folder):
+            for events in self._events:
+                events.close()
 
     def __enter__(self) -> Recorder:
         return self

@@ -1,0 +1,300 @@
+"""The pipeline: what is done is skipped, what was cut goes on, what differs is refused, the best round is published."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from wm_engine import pipeline
+from wm_engine.config import Config, make_config, read_config
+from wm_engine.errors import CorruptFileError, MissingStageError, RunBusyError, RunMismatchError
+from wm_engine.pipeline import run_pipeline, summarize
+from wm_engine.runs import Manifest, RunFolder, lock_folder, write_json, write_text
+from wm_engine.stages import STAGES, Artifact, Round, Stage, file_artifact, scores_file
+
+MODELS = ("vision", "memory", "controller")
+
+
+class Toy:
+    """Stages that write a line each: its settings, and what stood in its input."""
+
+    def __init__(self, scores: list[float]) -> None:
+        self.scores = scores
+        self.log: list[str] = []
+        self.cut_in = ""
+
+    def stages(self) -> tuple[Stage, ...]:
+        models = [self._stage(name, before) for name, before in zip(MODELS, ("", *MODELS), strict=False)]
+        evaluate = Stage(
+            "evaluate",
+            ("seed",),
+            inputs=lambda current: {"controller": file_artifact(current.folder.controller)},
+            outputs=lambda current: {"scores": file_artifact(scores_file(current.folder))},
+            work=self._evaluate,
+            clear=lambda current: scores_file(current.folder).unlink(missing_ok=True),
+        )
+        return (*models, evaluate)
+
+    def _stage(self, name: str, before: str) -> Stage:
+        def path(current: Round) -> Path:
+            return getattr(current.folder, name)
+
+        def inputs(current: Round) -> dict[str, Artifact]:
+            return {before: file_artifact(getattr(current.folder, before))} if before else {}
+
+        def work(current: Round) -> None:
+            self._note(name, current)
+            source = getattr(current.folder, before).read_text() if before else ""
+            write_text(path(current), f"{source}{name} {getattr(current.config, name).model_dump()} {current.index}\n")
+
+        return Stage(
+            name,
+            ("seed", name),
+            inputs=inputs,
+            outputs=lambda current: {name: file_artifact(path(current))},
+            work=work,
+            clear=lambda current: path(current).unlink(missing_ok=True),
+        )
+
+    def _evaluate(self, current: Round) -> None:
+        self._note("evaluate", current)
+        score = {"mean": self.scores[current.index], "std": 0.0, "episodes": 1}
+        write_json(scores_file(current.folder), {"controller": score, "random": score, "dream": score})
+
+    def _note(self, name: str, current: Round) -> None:
+        self.log.append(f"{name}.{current.index}")
+        if self.log[-1] == self.cut_in:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def toy(monkeypatch) -> Toy:
+    monkeypatch.setattr(pipeline, "write_report", lambda run: write_text(run.report / "index.html", "<html>"))
+    return Toy([1.0, 3.0, 2.0])
+
+
+@pytest.fixture
+def run(toy, tmp_path) -> Callable[..., list[str]]:
+    """Run the toy stages in one folder; gives back what was worked on."""
+
+    def run(config: Config | None = None, **options) -> list[str]:
+        toy.log.clear()
+        run_pipeline(tmp_path / "run", config or Config(), stages=toy.stages(), **options)
+        return list(toy.log)
+
+    return run
+
+
+ROUND = ["vision.0", "memory.0", "controller.0", "evaluate.0"]
+
+
+def config_of(**tables) -> Config:
+    return make_config(tables, "test")
+
+
+def test_a_second_run_has_nothing_to_do(run, tmp_path):
+    assert run() == ROUND
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*.safetensors")}
+    assert run() == []
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*.safetensors")} == before
+
+
+def test_the_configuration_is_written_before_any_work(run, toy, tmp_path):
+    toy.cut_in = "vision.0"
+    with pytest.raises(KeyboardInterrupt):
+        run(config_of(seed=5))
+    assert read_config(tmp_path / "run" / "config.toml") == config_of(seed=5)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_run_that_was_cut_goes_on_there(run, toy, place):
+    toy.cut_in = ROUND[place]
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    toy.cut_in = ""
+    assert run() == ROUND[place:]
+
+
+def test_more_iterations_go_on_and_the_best_real_score_is_published(run, tmp_path):
+    root = RunFolder(tmp_path / "run")
+    assert run() == ROUND
+    assert root.controller.read_text() == root.iteration(0).controller.read_text()
+    assert run(config_of(iterations=3)) == [name.replace(".0", f".{k}") for k in (1, 2) for name in ROUND]
+    for name in MODELS:
+        assert getattr(root, name).read_text() == getattr(root.iteration(1), name).read_text()
+    summary = summarize(root.root)
+    assert summary.chosen == 1
+    assert {index: scores["controller"]["mean"] for index, scores in summary.rounds.items()} == {0: 1.0, 1: 3.0, 2: 2.0}
+    assert [(index, stage) for index, stage, _ in summary.seconds] == [
+        (k, name.removesuffix(".0")) for k in range(3) for name in ROUND
+    ]
+
+
+def test_the_first_of_equal_rounds_is_published(run, toy, tmp_path):
+    toy.scores = [2.0, 2.0]
+    run(config_of(iterations=2))
+    assert Manifest(tmp_path / "run" / "manifest.json").published == 0
+
+
+def test_a_lost_publication_is_made_good(run, tmp_path):
+    run()
+    root = RunFolder(tmp_path / "run")
+    root.controller.unlink()
+    root.vision.write_text("half a copy")
+    assert run() == []
+    for name in MODELS:
+        assert getattr(root, name).read_text() == getattr(root.iteration(0), name).read_text()
+
+
+def test_other_settings_are_refused_and_shown(run, tmp_path):
+    run()
+    before = (tmp_path / "run" / "config.toml").read_text()
+    with pytest.raises(RunMismatchError) as error:
+        run(config_of(memory={"hidden": 8}, seed=1))
+    message = str(error.value)
+    assert "memory.hidden: 256 -> 8   (memory of round 0)" in message
+    assert (
+        "seed: 0 -> 1   (vision of round 0, memory of round 0, controller of round 0, evaluate of round 0)" in message
+    )
+    assert "--on-change" in message
+    assert (tmp_path / "run" / "config.toml").read_text() == before
+
+
+def test_settings_of_what_is_not_begun_may_change(run):
+    assert run(only="vision") == ["vision.0"]
+    assert run(config_of(memory={"hidden": 8})) == ROUND[1:]
+
+
+def test_settings_that_leave_results_alone_may_change(run):
+    free = sorted(Config().vision.free)
+    assert free
+    run()
+    value = getattr(Config().vision, free[0])
+    assert run(config_of(vision={free[0]: value + 1})) == []
+
+
+def test_keep_leaves_finished_stages_as_they_are(run, toy):
+    toy.cut_in = "controller.0"
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    toy.cut_in = ""
+    other = config_of(memory={"hidden": 8}, controller={"population": 8})
+    assert run(other, on_change="keep") == ["controller.0", "evaluate.0"]
+    assert run(other, on_change="keep") == []
+
+
+def test_redo_does_again_what_changed_and_what_follows(run, tmp_path):
+    run()
+    other = config_of(memory={"hidden": 8})
+    assert run(other, on_change="redo") == ROUND[1:]
+    assert "'hidden': 8" in (tmp_path / "run" / "controller.safetensors").read_text()
+    assert run(other) == []
+
+
+def test_an_unfinished_stage_is_not_continued_with_other_settings(run, toy):
+    toy.cut_in = "memory.0"
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    toy.cut_in = ""
+    with pytest.raises(RunMismatchError, match="memory of round 0"):
+        run(config_of(memory={"hidden": 8}))
+
+
+def test_a_deleted_artifact_is_made_again_and_nothing_else(run, tmp_path):
+    run()
+    folder = RunFolder(tmp_path / "run").iteration(0)
+    content = folder.memory.read_text()
+    folder.memory.unlink()
+    assert run() == ["memory.0"]
+    assert folder.memory.read_text() == content
+
+
+def test_a_damaged_artifact_is_named_and_kept(run, tmp_path):
+    run()
+    folder = RunFolder(tmp_path / "run").iteration(0)
+    folder.memory.write_text("damaged")
+    with pytest.raises(CorruptFileError, match=r"memory\.safetensors.*memory of round 0.*Delete it"):
+        run()
+    assert folder.memory.read_text() == "damaged"
+
+
+def test_other_inputs_are_refused_kept_or_done_again(run, tmp_path):
+    run()
+    root = RunFolder(tmp_path / "run")
+    root.iteration(0).vision.write_text("another V")
+    manifest = json.loads(root.manifest.read_text())
+    manifest["stages"]["0/vision"]["outputs"]["vision"] = file_artifact(root.iteration(0).vision).digest()
+    root.manifest.write_text(json.dumps(manifest))
+    with pytest.raises(RunMismatchError, match=r"memory of round 0 was made from other inputs \(vision\)"):
+        run()
+    assert run(on_change="keep") == []
+    assert run(on_change="redo") == ROUND[1:]
+
+
+def test_a_stage_alone(run):
+    assert run(only="vision") == ["vision.0"]
+    assert run(only="vision") == []
+    assert run(only="memory") == ["memory.0"]
+
+
+def test_a_stage_before_its_time_is_an_error_that_names_what_is_missing(run):
+    run(only="vision")
+    with pytest.raises(MissingStageError, match="controller of round 0 needs memory of round 0, not done yet"):
+        run(only="controller")
+    with pytest.raises(
+        MissingStageError, match="vision of round 1 needs memory of round 0, controller of round 0, eval"
+    ):
+        run(config_of(iterations=2), only="vision")
+
+
+def test_a_stage_alone_whose_input_was_deleted_names_it(run, tmp_path):
+    run()
+    RunFolder(tmp_path / "run").iteration(0).memory.unlink()
+    with pytest.raises(MissingStageError, match=r"controller of round 0 needs memory \(.*memory\.safetensors\)"):
+        run(only="controller")
+
+
+def test_a_stage_alone_takes_the_first_round_that_lacks_it(run):
+    config = config_of(iterations=2)
+    run(config)
+    assert run(config_of(iterations=3), only="vision") == ["vision.2"]
+    assert run(config, only="vision", round_index=0) == []
+    with pytest.raises(MissingStageError, match="round 5"):
+        run(config, only="vision", round_index=5)
+
+
+def test_a_folder_of_other_files_is_left_alone(run, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("")
+    with pytest.raises(RunMismatchError, match="no run folder"):
+        run()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_two_processes_cannot_share_a_run(run, tmp_path):
+    run()
+    with lock_folder(tmp_path / "run"), pytest.raises(RunBusyError):
+        run()
+
+
+def test_a_damaged_manifest_is_named(run, tmp_path):
+    run()
+    (tmp_path / "run" / "manifest.json").write_text('{"version": 1, "stages"')
+    with pytest.raises(CorruptFileError, match=r"manifest\.json"):
+        run()
+
+
+def test_leftovers_of_killed_writes_are_swept(run, tmp_path):
+    run()
+    leftover = tmp_path / "run" / "iterations" / "00" / ".vision.safetensors.123.tmp"
+    leftover.write_text("half")
+    run()
+    assert not leftover.exists()
+
+
+def test_the_stages_are_the_designs():
+    assert [stage.name for stage in STAGES] == ["collect", "vision", "memory", "controller", "evaluate"]
+    assert all(hasattr(Config(), section) for stage in STAGES for section in stage.sections)

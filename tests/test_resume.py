@@ -1,0 +1,115 @@
+"""A run on real CarRacing, cut again and again, ends with the same bytes as one that was left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from wm_engine.runs import RunFolder, read_json
+
+pytestmark = pytest.mark.slow
+
+PATIENCE = 300.0
+
+
+def start(root: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The smoke preset in a process of its own, in a group of its own so that its workers can be counted."""
+    command = [sys.executable, "-m", "wm_engine.cli", "train", "--preset", "smoke", "--run", str(root), *arguments]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root.parent, start_new_session=True
+    )
+
+
+def cut(root: Path, moment: Callable[[], bool], how: signal.Signals) -> tuple[int, str]:
+    """Start the run, send it a signal as soon as ``moment`` has come; its exit status and the end of what it said."""
+    process = start(root)
+    deadline = time.monotonic() + PATIENCE
+    while not moment() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(how)
+    _, said = process.communicate(timeout=PATIENCE)
+    return process.returncode, said
+
+
+def finish(root: Path) -> str:
+    process = start(root)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    return out
+
+
+def outcome(root: Path) -> dict[str, bytes]:
+    """The bytes of everything that a run comes to."""
+    run = RunFolder(root)
+    round_zero = run.iteration(0)
+    files = [run.vision, run.memory, run.controller, run.rollouts / "index.jsonl"]
+    files += [round_zero.root / name for name in ("scores.json", "fidelity.json")]
+    files += [*round_zero.latents.iterdir(), round_zero.evolution / "result.safetensors"]
+    files += [path for path in run.rollouts.rglob("*") if path.is_file()]
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+def test_a_run_that_was_cut_in_every_stage_ends_with_the_same_bytes(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    out = finish(whole)
+    assert out.splitlines()[-3].startswith("controller:")
+    assert out.splitlines()[-2].startswith("random policy:")
+    assert out.splitlines()[-1] == f"report: {whole / 'report' / 'index.html'}"
+    assert (whole / "report" / "index.html").exists()
+
+    run = RunFolder(broken).iteration(0)
+    moments = [
+        lambda: any(RunFolder(broken).rollouts.rglob("000000*.zst")),
+        lambda: any(run.checkpoints("vision").glob("0*")),
+        lambda: any(run.checkpoints("memory").glob("0*")),
+        lambda: (run.evolution / "00000002.safetensors").exists(),
+        lambda: (run.evolution / "00000005.safetensors").exists(),
+        lambda: (run.root / "evaluation" / "controller.json").exists(),
+    ]
+    for number, moment in enumerate(moments):
+        how = signal.SIGINT if number == 1 else signal.SIGKILL
+        status, said = cut(broken, moment, how)
+        if how is signal.SIGKILL:
+            assert status == -signal.SIGKILL
+        else:
+            assert status == 130
+            assert "the same command goes on where this one stopped" in said.splitlines()[-1]
+            assert "Traceback" not in said
+    finish(broken)
+
+    expected, found = outcome(whole), outcome(broken)
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if found[name] != expected[name]] == []
+    entries = read_json(RunFolder(broken).manifest)["stages"]
+    assert [entry["resumed"] for entry in entries.values()] == [True] * 5
+
+
+def test_no_worker_outlives_a_killed_run(tmp_path):
+    root = tmp_path / "run"
+    process = start(root, "--set", "env.backend=gymnasium", "--set", "env.num_threads=2")
+    deadline = time.monotonic() + PATIENCE
+    while not any(RunFolder(root).rollouts.rglob("000000*.zst")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    group = process.pid
+    assert process.poll() is None
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 10.0
+    while _alive(group) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _alive(group)
+
+
+def _alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,274 @@
+"""The stages in order: skipped where they are done, resumed where they were cut, and round again."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from wm_engine.config import Config, differences
+from wm_engine.errors import CorruptFileError, MissingStageError, RunMismatchError
+from wm_engine.machine import available_cpus
+from wm_engine.records import Recorder
+from wm_engine.report import write_report
+from wm_engine.runs import (
+    Manifest,
+    RunFolder,
+    StageEntry,
+    atomic_write,
+    file_fingerprint,
+    lock_folder,
+    read_json,
+    sweep_temporaries,
+)
+from wm_engine.stages import STAGES, Round, Stage, round_score, scores_file
+
+_log = logging.getLogger(__name__)
+
+OnChange = Literal["refuse", "keep", "redo"]
+
+
+def run_pipeline(
+    root: Path,
+    config: Config,
+    *,
+    only: str | None = None,
+    round_index: int | None = None,
+    on_change: OnChange = "refuse",
+    stages: Sequence[Stage] = STAGES,
+) -> None:
+    """Bring the run folder ``root`` to the end of what ``config`` asks for.
+
+    A stage is skipped where its artifacts are there and neither its settings nor its inputs have changed, and goes on
+    from its last checkpoint where an earlier process was cut short. The models of the round with the best real score
+    are copied to the top of the folder after every round.
+
+    Parameters
+    ----------
+    root : the run folder; made where it is not there
+    config : the resolved configuration, written to ``config.toml`` before any work
+    only : the name of one stage to run alone, in ``round_index``
+    round_index : the round of ``only``; None takes the first one in which it is not finished, or else the last
+    on_change : what happens to stages that were done with other settings or from other inputs: "refuse" raises, "keep"
+        leaves finished ones as they are, "redo" does them again (and, through their outputs, all that follow)
+
+    Raises RunMismatchError where the folder holds other work, RunBusyError where another process is at it,
+    MissingStageError where ``only`` lacks an input, CorruptFileError where an artifact is not as its stage left it.
+    """
+    run = RunFolder(Path(root))
+    _check_folder(run)
+    with lock_folder(run.root):
+        sweep_temporaries(run.root)
+        manifest = Manifest(run.manifest)
+        torch.set_num_threads(config.threads or available_cpus())
+        with Recorder(run.metrics) as recorder:
+            rounds = [Round(run, index, config, recorder) for index in range(config.iterations)]
+            _settle_changes(run, manifest, config, on_change, stages, recorder)
+            config.write(run.config)
+            if only is not None:
+                stage = next(stage for stage in stages if stage.name == only)
+                chosen = _round_of(stage, rounds, manifest, round_index)
+                _check_earlier(chosen, stage, manifest, stages)
+                _advance(chosen, stage, manifest, on_change)
+                _publish(run, rounds, manifest)
+                return
+            for current in rounds:
+                worked = [_advance(current, stage, manifest, on_change) for stage in stages]
+                _publish(run, rounds[: current.index + 1], manifest)
+                if any(worked) or not (run.report / "index.html").exists():
+                    write_report(run)
+
+
+def _check_folder(run: RunFolder) -> None:
+    """A folder that holds something else than a run is left alone."""
+    if run.root.is_dir() and not run.config.exists() and any(not p.name.startswith(".") for p in run.root.iterdir()):
+        raise RunMismatchError(
+            f"{run.root}: holds files but no config.toml, so it is no run folder. Choose another --run folder."
+        )
+
+
+def _settle_changes(
+    run: RunFolder,
+    manifest: Manifest,
+    config: Config,
+    on_change: OnChange,
+    stages: Sequence[Stage],
+    recorder: Recorder,
+) -> None:
+    """Compare the settings of everything done or begun with those of ``config``, and refuse, keep or clear."""
+    by_name = {stage.name: stage for stage in stages}
+    refused: dict[str, list[str]] = {}
+    for index, name, entry in list(manifest.entries()):
+        if name not in by_name:
+            continue
+        stage = by_name[name]
+        changes = differences(entry.settings, stage.settings(config))
+        if not changes:
+            continue
+        if on_change == "refuse":
+            for change in changes:
+                refused.setdefault(change, []).append(f"{name} of round {index}")
+        elif on_change == "redo" or not entry.done:
+            _begin_anew(Round(run, index, config, recorder), stage, manifest)
+    if refused:
+        lines = [f"  {change}   ({', '.join(users)})" for change, users in refused.items()]
+        raise RunMismatchError(
+            f"{run.root}: belongs to another configuration. What differs, and what was made with it:\n"
+            + "\n".join(lines)
+            + "\nChoose another --run folder; or go on in this one with --on-change keep (finished stages stay as they "
+            "are, only unfinished ones take the new settings) or --on-change redo (they are done again)."
+        )
+
+
+def _round_of(stage: Stage, rounds: Sequence[Round], manifest: Manifest, index: int | None) -> Round:
+    if index is not None:
+        if index >= len(rounds):
+            raise MissingStageError(f"round {index}: this run has {len(rounds)} (--iterations), counted from 0")
+        return rounds[index]
+    entries = [(current, manifest.get(current.index, stage.name)) for current in rounds]
+    return next((current for current, entry in entries if entry is None or not entry.done), rounds[-1])
+
+
+def _check_earlier(current: Round, stage: Stage, manifest: Manifest, stages: Sequence[Stage]) -> None:
+    """What stands before ``stage``, in this round and in the one before, must be done."""
+    names = [each.name for each in stages]
+    wanted = [(current.index, name) for name in names[: names.index(stage.name)]]
+    if current.index:
+        wanted = [(current.index - 1, name) for name in names] + wanted
+    entries = [(index, name, manifest.get(index, name)) for index, name in wanted]
+    lacking = [f"{name} of round {index}" for index, name, entry in entries if entry is None or not entry.done]
+    if lacking:
+        raise MissingStageError(
+            f"{current.run.root}: {stage.name} of round {current.index} needs {', '.join(lacking)}, not done yet. "
+            "Run what is missing first: the same command without --stage does."
+        )
+
+
+def _advance(current: Round, stage: Stage, manifest: Manifest, on_change: OnChange) -> bool:
+    """Bring one stage of one round to its end; whether there was anything to do."""
+    label = f"{stage.name} of round {current.index}"
+    inputs = _input_digests(current, stage, label)
+    settings = stage.settings(current.config)
+    entry = manifest.get(current.index, stage.name)
+    if entry is not None and entry.inputs != inputs:
+        changed = sorted(name for name in entry.inputs.keys() | inputs if entry.inputs.get(name) != inputs.get(name))
+        what = f"{current.folder.root}: {label} was made from other inputs ({', '.join(changed)}) than there are now"
+        if on_change == "refuse":
+            raise RunMismatchError(
+                f"{what}. Go on with --on-change redo (it is done again) or --on-change keep (it stays as it is)."
+            )
+        if on_change == "redo" or not entry.done:
+            _begin_anew(current, stage, manifest)
+            entry = None
+        else:
+            _log.warning("%s; kept", what)
+    if entry is not None and entry.done:
+        if _is_whole(current, stage, entry, label):
+            _log.info("%s: done, skipped", label)
+            return False
+        _log.info("%s: its artifacts are gone, made again", label)
+        entry = None
+
+    resumed = entry is not None
+    if resumed:
+        _log.info("%s: goes on where it was cut", label)
+    else:
+        _log.info("%s: begins", label)
+    entry = StageEntry(settings=settings, inputs=inputs, resumed=resumed)
+    manifest.put(current.index, stage.name, entry)
+    began = time.monotonic()
+    stage.work(current)
+    seconds = time.monotonic() - began
+    outputs = _output_digests(current, stage, label)
+    manifest.put(current.index, stage.name, replace(entry, done=True, outputs=outputs, seconds=seconds))
+    current.recorder.log(f"timing.{stage.name}", 0, current.index, seconds=seconds)
+    _log.info("%s: done in %.1f s", label, seconds)
+    return True
+
+
+def _begin_anew(current: Round, stage: Stage, manifest: Manifest) -> None:
+    stage.clear(current)
+    manifest.drop(current.index, stage.name)
+
+
+def _input_digests(current: Round, stage: Stage, label: str) -> dict[str, str]:
+    digests = {}
+    for name, artifact in stage.inputs(current).items():
+        digest = artifact.digest()
+        if digest is None:
+            raise MissingStageError(
+                f"{label} needs {name} ({artifact.path}), which is not there. Run the stage that makes it again: "
+                "the same command without --stage does."
+            )
+        digests[name] = digest
+    return digests
+
+
+def _output_digests(current: Round, stage: Stage, label: str) -> dict[str, str]:
+    digests = {name: artifact.digest() for name, artifact in stage.outputs(current).items()}
+    missing = [name for name, digest in digests.items() if digest is None]
+    if missing:
+        raise MissingStageError(f"{label} ended without leaving {', '.join(missing)} behind")
+    return {name: str(digest) for name, digest in digests.items()}
+
+
+def _is_whole(current: Round, stage: Stage, entry: StageEntry, label: str) -> bool:
+    """Whether every artifact is there; CorruptFileError where one is there, but not as the stage left it."""
+    whole = True
+    for name, artifact in stage.outputs(current).items():
+        digest = artifact.digest()
+        if digest is None:
+            whole = False
+        elif digest != entry.outputs.get(name):
+            raise CorruptFileError(
+                f"{artifact.path}: is not as {label} left it: changed or damaged. Delete it to have it made again."
+            )
+    return whole
+
+
+def _publish(run: RunFolder, rounds: Sequence[Round], manifest: Manifest) -> None:
+    """Copy the models of the round with the best real score to the top of the run folder; the earliest of equals."""
+    scores = {current.index: round_score(current) for current in rounds}
+    known = {index: score for index, score in scores.items() if score is not None}
+    if not known:
+        return
+    best = max(known, key=lambda index: known[index])
+    folder = run.iteration(best)
+    for source, target in (
+        (folder.vision, run.vision),
+        (folder.memory, run.memory),
+        (folder.controller, run.controller),
+    ):
+        if not target.exists() or file_fingerprint(target) != file_fingerprint(source):
+            with atomic_write(target) as file:
+                file.write(source.read_bytes())
+    if manifest.published != best:
+        manifest.publish(best)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run has come to.
+
+    rounds : for each evaluated round its ``scores.json``; chosen : the round whose models stand at the top; None where
+    nothing was evaluated. seconds : (round, stage, seconds of work) of everything done.
+    """
+
+    rounds: dict[int, dict[str, Any]]
+    chosen: int | None
+    seconds: list[tuple[int, str, float]]
+
+
+def summarize(root: Path) -> Summary:
+    """The scores and times of a run folder, as far as it got."""
+    run = RunFolder(Path(root))
+    manifest = Manifest(run.manifest)
+    done = [(index, stage, entry.seconds) for index, stage, entry in manifest.entries() if entry.done]
+    files = {index: scores_file(run.iteration(index)) for index, _, _ in done}
+    rounds = {index: read_json(path) for index, path in files.items() if path.exists()}
+    return Summary(rounds, manifest.published, done)
