@@ -21,7 +21,9 @@ PATIENCE = 300.0
 
 def start(root: Path, *arguments: str) -> subprocess.Popen[str]:
     """The smoke preset in a process of its own, in a group of its own so that its workers can be counted."""
-    command = [sys.executable, "-m", "wm_engine.cli", "train", "--preset", "smoke", "--run", str(root), *arguments]
+    # Scored in EnvPool where there is one: gymnasium's workers would take most of the test's time to start.
+    options = ["--preset", "smoke", "--run", str(root), "--set", "evaluate.backend=auto", *arguments]
+    command = [sys.executable, "-m", "wm_engine.cli", "train", *options]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root.parent, start_new_session=True
     )
