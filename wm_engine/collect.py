@@ -314,15 +314,17 @@ def _box_actions(rng: np.random.Generator, steps: int, low: np.ndarray, high: np
 def _car_actions(rng: np.random.Generator, steps: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Steering, gas and brake [steps, 3] that take a car along the road for a while, then off it, at many speeds.
 
-    Measured over 32 tracks of 600 steps: 14 tiles an episode, half the steps on grass. With twice the gas and a fourth
-    of the braking it was 12 tiles and 84 % grass: a car that is thrown off early shows V little road.
+    Measured over 24 tracks of 500 steps: 13 tiles an episode; on grass at step 100 in 39 % of them, at step 400 in
+    96 %. So more and shorter episodes (``max_steps``, ``patience``) show V more road than few long ones.
     """
+    # Every episode has a temper of its own: how sharply it steers, how much gas it gives, how often it brakes.
+    sharpness, pedal, caution = rng.uniform(0.1, 0.4), rng.uniform(0.02, 0.25), rng.uniform(0.0, 0.3)
     spans = _held(rng, steps, mean_span=8.0)
     count = int(spans[-1]) + 1
-    steer = np.clip(rng.uniform(0.1, 0.4) * rng.standard_normal(count), -1.0, 1.0)
-    gas = np.clip(rng.uniform(0.0, 0.2) + 0.1 * rng.standard_normal(count), 0.0, 1.0)
-    braking = rng.random(count) < 0.3
-    brake = np.where(braking, rng.uniform(0.05, 0.9, count), 0.0)
+    steer = np.clip(sharpness * rng.standard_normal(count), -1.0, 1.0)
+    gas = np.clip(pedal + 0.1 * rng.standard_normal(count), 0.0, 1.0)
+    braking = rng.random(count) < caution
+    brake = np.where(braking, rng.uniform(0.05, 0.8, count), 0.0)
     targets = np.stack([steer, np.where(braking, 0.0, gas), brake], axis=1)[spans]
     actions = np.empty((steps, 3))
     state = np.zeros(3)
