@@ -289,14 +289,11 @@ def _agent(folder: RunFolder, config: Config, params: Tensor | None = None) -> A
 
 def _controller_spec(current: Round, m: MDNRNN) -> ControllerSpec:
     settings = current.config.controller
-    return ControllerSpec(
-        latent=m.latent,
-        hidden=m.hidden,
-        action=m.action,
-        features=settings.features,
-        squash=_squash(current),
-        hidden_units=settings.hidden_units,
-    )
+    squash = settings.squash or _squash(current)
+    try:
+        return ControllerSpec(m.latent, m.hidden, m.action, settings.features, squash, settings.hidden_units)
+    except ValueError as error:
+        raise ConfigError(f"controller: {error}") from error
 
 
 def _squash(current: Round) -> tuple[str, ...]:

@@ -45,6 +45,9 @@ class ControllerSettings(Section):
 
     features: Literal["z", "zh", "zhc"] = Field("zh", description="what C sees of M's state")
     hidden_units: int = Field(0, ge=0, description="width of C's hidden layer; 0: linear")
+    squash: tuple[str, ...] = Field(
+        (), description="one of C's squashes for each action; none: tanh for actions in [-1, 1], sigmoid for [0, 1]"
+    )
     train_in: Literal["dream", "real", "dream_then_real"] = Field("dream", description="where C is evolved")
     optimizer: Literal["auto", "pycma"] = Field("auto", description="the evolution strategy")
     population: int = Field(64, ge=4, description="candidates a generation")
