@@ -95,9 +95,16 @@ class Setup:
         normals, choices, ends = zip(*(source.at(step) for step in range(work.steps)), strict=True)
         return Draws(*(torch.cat(numbers) for numbers in (normals, choices, ends)))
 
-    def resized(self, *, candidates: int | None = None, steps: int | None = None) -> Setup:
-        """The same world with fewer candidates or another number of steps; each step's chance to end stays."""
-        changes = {"candidates": candidates, "steps": steps}
+    def lived_steps(self) -> int:
+        """How many steps the rollouts live together; the numbers alone decide it, the same for every candidate."""
+        work = self.workload
+        ends = torch.sigmoid(self.m.head.bias[-1].detach()) > self.draws().ends
+        lived = torch.where(ends.any(0), ends.int().argmax(0) + 1, work.steps)
+        return work.candidates * int(lived.sum())
+
+    def resized(self, *, candidates: int | None = None, episodes: int | None = None, steps: int | None = None) -> Setup:
+        """The same world with fewer candidates, other episodes or steps; each step's chance to end stays."""
+        changes = {"candidates": candidates, "episodes": episodes, "steps": steps}
         work = dataclasses.replace(self.workload, **{k: v for k, v in changes.items() if v is not None})
         return dataclasses.replace(self, workload=work, params=self.params[: work.candidates])
 

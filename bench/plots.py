@@ -1,0 +1,69 @@
+"""PNGs of measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from wm_engine.report.figures import LIGHT, label, legend, new_axes
+from wm_engine.runs import atomic_write
+
+from .dreams import Entry
+
+_LINES = ("-", "--", "-.", ":")
+
+
+def population_plot(entries: Sequence[Entry]) -> Figure:
+    """Dream steps a second against the number of rollouts dreamt at once: the ceiling dotted."""
+    figure, (panel,) = new_axes(LIGHT, width=7.2, height=4.2)
+    names = list(dict.fromkeys(entry.name for entry in entries))
+    for index, name in enumerate(names):
+        mine = sorted((e for e in entries if e.name == name and e.steps_per_second), key=lambda e: e.workload.rollouts)
+        if not mine:
+            continue
+        rollouts = [entry.workload.rollouts for entry in mine]
+        rates = [entry.steps_per_second or 0.0 for entry in mine]
+        below = [rate - (entry.p20 or rate) for rate, entry in zip(rates, mine, strict=True)]
+        above = [(entry.p80 or rate) - rate for rate, entry in zip(rates, mine, strict=True)]
+        style = ":" if mine[0].kind == "ceiling" else _LINES[index // len(LIGHT.accents) % 3]
+        colour = LIGHT.muted if mine[0].kind == "ceiling" else LIGHT.accents[index % len(LIGHT.accents)]
+        panel.errorbar(
+            rollouts, rates, yerr=[below, above], marker="o", markersize=4, linestyle=style, color=colour, label=name
+        )
+    panel.set_xscale("log", base=2)
+    panel.set_yscale("log")
+    sizes = sorted({entry.workload.rollouts for entry in entries})
+    panel.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    label(panel, LIGHT, x="rollouts dreamt at once, P·E", y="dream steps/s (bars: p20 to p80)")
+    legend(panel, LIGHT, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def history_plot(series: Mapping[str, Sequence[tuple[str, float]]]) -> Figure:
+    """Rates over the entries of the history, a line a name: (when and which commit, steps a second)."""
+    figure, (panel,) = new_axes(LIGHT, width=8.0, height=4.2)
+    ticks: list[str] = sorted({when for points in series.values() for when, _ in points})
+    for index, (name, points) in enumerate(series.items()):
+        panel.plot(
+            [ticks.index(when) for when, _ in points],
+            [rate for _, rate in points],
+            marker="o",
+            markersize=4,
+            linestyle=_LINES[index // len(LIGHT.accents) % 4],
+            color=LIGHT.accents[index % len(LIGHT.accents)],
+            label=name,
+        )
+    panel.set_xticks(range(len(ticks)), ticks, rotation=45, ha="right")
+    panel.set_yscale("log")
+    label(panel, LIGHT, y="dream steps/s")
+    legend(panel, LIGHT, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def write(figure: Any, path: Path) -> None:
+    """Write a PNG atomically."""
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=144)
