@@ -49,10 +49,11 @@ def save(draw: Draw, folder: Path, name: str) -> str:
     return name
 
 
-def _axes(theme: Theme, count: int = 1, width: float = 7.2, height: float = 2.9, **options: Any) -> tuple[Figure, Any]:
+def new_axes(theme: Theme, count: int = 1, width: float = 7.2, height: float = 2.9) -> tuple[Figure, Any]:
+    """A figure of ``count`` panels side by side, inches each way, and its axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, count, squeeze=False, **options)[0]
+    panels = figure.subplots(1, count, squeeze=False)[0]
     for panel in panels:
         panel.set_facecolor(theme.surface)
         panel.grid(True, color=theme.grid, linewidth=0.8)
@@ -64,13 +65,15 @@ def _axes(theme: Theme, count: int = 1, width: float = 7.2, height: float = 2.9,
     return figure, panels
 
 
-def _label(axes: Axes, theme: Theme, *, x: str = "", y: str = "", title: str = "") -> None:
+def label(axes: Axes, theme: Theme, *, x: str = "", y: str = "", title: str = "") -> None:
+    """Name an axes' x and y, and give it a title."""
     axes.set_xlabel(x, color=theme.muted, fontsize=8)
     axes.set_ylabel(y, color=theme.muted, fontsize=8)
     axes.set_title(title, color=theme.ink, fontsize=9, loc="left")
 
 
-def _legend(axes: Axes, theme: Theme, **options: Any) -> None:
+def legend(axes: Axes, theme: Theme, **options: Any) -> None:
+    """A legend where anything has a name."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8, labelcolor=theme.ink, **options)
 
@@ -79,14 +82,14 @@ def curves(panels: Sequence[tuple[str, Mapping[str, tuple[Sequence[float], Seque
     """Panels side by side, each a title and its lines by name: (steps, values)."""
 
     def draw(theme: Theme) -> Figure:
-        figure, axes = _axes(theme, len(panels))
+        figure, axes = new_axes(theme, len(panels))
         for panel, (title, lines) in zip(axes, panels, strict=True):
             for accent, (name, (steps, values)) in zip(theme.accents, lines.items(), strict=False):
                 few = {"marker": "o", "markersize": 3} if len(steps) < 12 else {}
                 panel.plot(steps, values, color=accent, linewidth=1.6, label=name, **few)
             panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-            _label(panel, theme, x=x, title=title)
-            _legend(panel, theme)
+            label(panel, theme, x=x, title=title)
+            legend(panel, theme)
         return figure
 
     return draw
@@ -96,15 +99,15 @@ def evolution(phases: Mapping[str, Sequence[Mapping[str, float]]]) -> Draw:
     """A panel for each phase: mean return of the candidates, their spread, and the best, generation by generation."""
 
     def draw(theme: Theme) -> Figure:
-        figure, axes = _axes(theme, len(phases))
+        figure, axes = new_axes(theme, len(phases))
         for panel, (name, rows) in zip(axes, phases.items(), strict=True):
             steps, mean, std, best = (np.array([row[key] for row in rows]) for key in ("step", "mean", "std", "best"))
             panel.fill_between(steps, mean - std, mean + std, color=theme.accents[0], alpha=0.2, linewidth=0)
             panel.plot(steps, mean, color=theme.accents[0], linewidth=1.8, label="mean ± spread")
             panel.plot(steps, best, color=theme.accents[1], linewidth=1.0, label="best candidate")
             panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-            _label(panel, theme, x="generation", y="return", title=name)
-            _legend(panel, theme, loc="lower right")
+            label(panel, theme, x="generation", y="return", title=name)
+            legend(panel, theme, loc="lower right")
         return figure
 
     return draw
@@ -114,7 +117,7 @@ def returns(scores: Mapping[str, Sequence[float]]) -> Draw:
     """Every episode's return as a dot, a row for each policy, the mean as a bar with one standard deviation."""
 
     def draw(theme: Theme) -> Figure:
-        figure, (panel,) = _axes(theme, width=5.2, height=0.9 + 0.65 * len(scores))
+        figure, (panel,) = new_axes(theme, width=5.2, height=0.9 + 0.65 * len(scores))
         generator = np.random.default_rng(0)
         rows = list(scores.items())
         for row, (accent, (_, values)) in enumerate(zip(theme.accents, rows, strict=False)):
@@ -125,7 +128,7 @@ def returns(scores: Mapping[str, Sequence[float]]) -> Draw:
             panel.errorbar(mean, height, xerr=std, color=theme.ink, linewidth=1.4, capsize=3, marker="D", markersize=5)
         panel.set_yticks(range(len(rows)), [name for name, _ in reversed(rows)], color=theme.ink)
         panel.set_ylim(-0.5, len(rows) - 0.5)
-        _label(panel, theme, x="return of an episode (diamond: mean; bar: standard deviation)")
+        label(panel, theme, x="return of an episode (diamond: mean; bar: standard deviation)")
         return figure
 
     return draw
@@ -135,7 +138,7 @@ def bars(values: Mapping[str, float], x: str, best_is_low: bool = True) -> Draw:
     """Horizontal bars, the first one in the accent colour, the others, its baselines, muted."""
 
     def draw(theme: Theme) -> Figure:
-        figure, (panel,) = _axes(theme, width=5.2, height=0.7 + 0.45 * len(values))
+        figure, (panel,) = new_axes(theme, width=5.2, height=0.7 + 0.45 * len(values))
         names = list(values)[::-1]
         colours = [theme.accents[0] if name == next(iter(values)) else theme.muted for name in names]
         drawn = panel.barh(names, [values[name] for name in names], color=colours, height=0.6)
@@ -143,7 +146,7 @@ def bars(values: Mapping[str, float], x: str, best_is_low: bool = True) -> Draw:
         panel.margins(x=0.18)
         panel.tick_params(axis="y", labelcolor=theme.ink)
         panel.axvline(0.0, color=theme.muted, linewidth=0.8)
-        _label(panel, theme, x=f"{x} ({'less' if best_is_low else 'more'} is better)")
+        label(panel, theme, x=f"{x} ({'less' if best_is_low else 'more'} is better)")
         return figure
 
     return draw
@@ -153,12 +156,12 @@ def calibration(predicted: Sequence[float], realised: Sequence[float], title: st
     """Mean realised against mean predicted value of equally many steps each, beside the diagonal."""
 
     def draw(theme: Theme) -> Figure:
-        figure, (panel,) = _axes(theme, width=4.0, height=3.2)
+        figure, (panel,) = new_axes(theme, width=4.0, height=3.2)
         ends = [min(*predicted, *realised), max(*predicted, *realised)]
         panel.plot(ends, ends, color=theme.muted, linewidth=1.0, linestyle="--", label="perfect")
         panel.plot(predicted, realised, color=theme.accents[0], marker="o", markersize=4, linewidth=1.2, label="M")
-        _label(panel, theme, x="predicted reward", y="realised reward", title=title)
-        _legend(panel, theme, loc="upper left")
+        label(panel, theme, x="predicted reward", y="realised reward", title=title)
+        legend(panel, theme, loc="upper left")
         return figure
 
     return draw
@@ -168,7 +171,7 @@ def horizon(horizons: Sequence[int], errors: Mapping[str, Sequence[float]]) -> D
     """Error of a dream with the recorded actions against how far ahead it is; baselines dashed."""
 
     def draw(theme: Theme) -> Figure:
-        figure, (panel,) = _axes(theme, width=4.6, height=3.2)
+        figure, (panel,) = new_axes(theme, width=4.6, height=3.2)
         colours = iter((*theme.accents, theme.muted))
         for index, (name, values) in enumerate(errors.items()):
             baseline = index >= 2
@@ -176,8 +179,8 @@ def horizon(horizons: Sequence[int], errors: Mapping[str, Sequence[float]]) -> D
             style = ("--", ":")[index % 2] if baseline else "-"
             panel.plot(horizons, values, color=colour, linestyle=style, linewidth=1.4, label=name)
         panel.set_ylim(bottom=0.0)
-        _label(panel, theme, x="steps ahead", y="RMSE of a latent dimension")
-        _legend(panel, theme)
+        label(panel, theme, x="steps ahead", y="RMSE of a latent dimension")
+        legend(panel, theme)
         return figure
 
     return draw
@@ -189,7 +192,7 @@ def dream_against_real(
     """One dot a controller: its return in the dream across, in the real environment up; groups by colour."""
 
     def draw(theme: Theme) -> Figure:
-        figure, (panel,) = _axes(theme, width=5.2, height=3.6)
+        figure, (panel,) = new_axes(theme, width=5.2, height=3.6)
         markers = {RANDOM: "o", AROUND_BEST: "^", EARLIER: "s"}
         for accent, (group, marker) in zip(theme.accents, markers.items(), strict=False):
             dots = [
@@ -199,14 +202,14 @@ def dream_against_real(
                 panel.scatter(
                     *zip(*dots, strict=True), s=26, marker=marker, color=accent, alpha=0.8, linewidths=0, label=group
                 )
-        _label(
+        label(
             panel,
             theme,
             x="mean return in the dream",
             y="mean return in the real environment",
             title=f"ρ = {rho:.2f}" if math.isfinite(rho) else "ρ undefined: one of the two orders is all ties",
         )
-        _legend(panel, theme)
+        legend(panel, theme)
         return figure
 
     return draw
@@ -216,7 +219,7 @@ def rounds(indices: Iterable[int], means: Sequence[float], errors: Sequence[floa
     """The real score after each round, with its standard error, beside the random policy's."""
 
     def draw(theme: Theme) -> Figure:
-        figure, (panel,) = _axes(theme, width=5.2, height=2.8)
+        figure, (panel,) = new_axes(theme, width=5.2, height=2.8)
         positions = list(indices)
         panel.errorbar(
             positions,
@@ -231,8 +234,8 @@ def rounds(indices: Iterable[int], means: Sequence[float], errors: Sequence[floa
         if random_mean is not None:
             panel.axhline(random_mean, color=theme.muted, linestyle="--", linewidth=1.0, label="random policy")
         panel.set_xticks(positions)
-        _label(panel, theme, x="round", y="mean real return")
-        _legend(panel, theme)
+        label(panel, theme, x="round", y="mean real return")
+        legend(panel, theme)
         return figure
 
     return draw
