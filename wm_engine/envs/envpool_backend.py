@@ -29,12 +29,21 @@ def envpool_problem(env_id: str) -> str | None:
     return None if env_id in envpool.list_all_envs() else f"EnvPool {envpool.__version__} is too old for {env_id}"
 
 
+# gymnasium scales its drawing down with pygame's smoothscale, which takes 2 off every flat colour; EnvPool's are exact.
+_DARKER = np.uint8(2)
+
+
+def _as_gymnasium(frames: np.ndarray) -> np.ndarray:
+    return np.maximum(frames, _DARKER) - _DARKER
+
+
 class EnvPoolEnv(LaneEnv):
     """One pool of EnvPool's environments, made anew at every reset: a lane's seed is fixed when its pool is made.
 
     EnvPool restarts an ended lane at its next step, ignoring that step's action. Lanes that have ended are simply not
     sent again, so no such step ever happens here. Its defaults that matter are set, not relied on: the step limit is
-    ours, and there is no frame skip (the environment has no such option).
+    ours, and there is no frame skip (the environment has no such option). Colours are made gymnasium's, so that models
+    learnt here serve there.
     """
 
     backend = "envpool"
@@ -77,7 +86,7 @@ class EnvPoolEnv(LaneEnv):
     def _reset(self, seeds: list[int]) -> np.ndarray:
         self._pool = self._make(seeds)
         frames, info = self._pool.reset()
-        self._pictures = frames[np.argsort(info["env_id"])]
+        self._pictures = _as_gymnasium(frames[np.argsort(info["env_id"])])
         return self._pictures
 
     def _step(self, actions: np.ndarray, lanes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -85,6 +94,6 @@ class EnvPoolEnv(LaneEnv):
         # Answers may come in another order than the lanes were given.
         order = np.empty(len(lanes), dtype=np.int64)
         order[np.argsort(lanes)] = np.argsort(info["env_id"])
-        frames = frames[order]
+        frames = _as_gymnasium(frames[order])
         self._pictures[lanes] = frames
         return frames, rewards[order], terminated[order], truncated[order]
