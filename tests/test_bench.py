@@ -6,13 +6,13 @@ import time
 import pytest
 import torch
 from click.testing import CliRunner
+
+from wm_engine import DreamEngine
 from wm_engine.bench import dreams, guard, history, plots, rivals, tables
 from wm_engine.bench.check import STEPS, WrongResultError, check, compare
 from wm_engine.bench.commands import bench
 from wm_engine.bench.measure import Timing, interleave, ratio
 from wm_engine.bench.workload import Workload, prepare
-
-from wm_engine import DreamEngine
 from wm_engine.ops.mdn import MIXTURES
 
 SMALL = {"candidates": 3, "episodes": 4, "steps": 24, "latent": 6, "hidden": 16, "mixtures": 3}
