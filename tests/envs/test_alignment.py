@@ -1,6 +1,7 @@
 """EnvPool's CarRacing held against gymnasium's, driven with the same actions: close enough to share models.
 
-The same seed gives other tracks (docs/environments.md), so what is compared is the straight that every track begins with.
+The same seed gives other tracks (docs/environments.md), so what is compared is the straight that every track begins
+with.
 """
 
 import contextlib
