@@ -137,6 +137,17 @@ def test_driving_off_the_field_terminates_with_minus_100(make, backend):
     assert 200 < steps < 350
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="counts threads in /proc")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_resets_leave_no_threads_and_files_behind(make, backend):
+    env, counts = make(backend, 3, num_threads=2), []
+    for seed in range(6):
+        env.reset([seed, seed + 1, seed + 2])
+        env.step(actions_for(3))
+        counts.append((len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))))
+    assert counts[1:] == counts[:1] * 5
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_actions_are_clipped_to_their_bounds(make, backend):
     env = make(backend, 2)
@@ -173,6 +184,8 @@ def test_close_twice(make):
     env = make("gymnasium", 1)
     env.close()
     env.close()
+    with pytest.raises(ValueError, match="closed"):
+        env.reset([1])
 
 
 def test_an_unknown_environment_is_a_configuration_error():

@@ -33,6 +33,12 @@ def envpool_problem(env_id: str) -> str | None:
 _DARKER = np.uint8(2)
 
 
+def _envpool() -> Any:
+    import envpool  # half a second that a run on gymnasium need not wait
+
+    return envpool
+
+
 def _as_gymnasium(frames: np.ndarray) -> np.ndarray:
     return np.maximum(frames, _DARKER) - _DARKER
 
@@ -55,8 +61,8 @@ class EnvPoolEnv(LaneEnv):
             kind = MissingDependencyError if env_id in ENVIRONMENTS else ConfigError
             raise kind(f'{problem}. Set env.backend = "gymnasium", or "auto".')
         self._id, self._max_steps, self._threads = env_id, max_steps, num_threads
-        # Not spec.action_space: making that one warns of gymnasium's float64 bounds.
-        action = self._make([0]).spec.action_array_spec["action"]
+        # Not the spec's action_space: making that one warns of gymnasium's float64 bounds.
+        action = _envpool().make_spec(env_id).action_array_spec["action"]
         self.action_size = action.shape[0]
         self.action_low = np.asarray(action.minimum, dtype=np.float32)
         self.action_high = np.asarray(action.maximum, dtype=np.float32)
@@ -72,9 +78,7 @@ class EnvPoolEnv(LaneEnv):
         self._pool = None
 
     def _make(self, seeds: list[int]) -> Any:
-        import envpool
-
-        return envpool.make(
+        return _envpool().make(
             self._id,
             env_type="gymnasium",
             num_envs=len(seeds),
@@ -84,6 +88,7 @@ class EnvPoolEnv(LaneEnv):
         )
 
     def _reset(self, seeds: list[int]) -> np.ndarray:
+        self._pool = None  # ends the old pool's threads before the new one's begin
         self._pool = self._make(seeds)
         frames, info = self._pool.reset()
         self._pictures = _as_gymnasium(frames[np.argsort(info["env_id"])])

@@ -56,6 +56,8 @@ class GymnasiumEnv(LaneEnv):
         self.workers = []
 
     def _reset(self, seeds: list[int]) -> np.ndarray:
+        if not self.workers:
+            raise ValueError("these environments are closed")
         shares = self._shares(np.arange(len(seeds)))
         for worker, positions in shares:
             worker.send("reset", {int(lane): seeds[lane] for lane in positions})
@@ -127,7 +129,7 @@ class _Worker:
         return self._process.pid
 
     def send(self, *request: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):  # receive() tells why
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # receive() tells why
             self._connection.send(request)
 
     def receive(self) -> tuple[Any, ...]:
