@@ -134,6 +134,13 @@ def test_collect_is_the_first_stage_alone(call, trained, tmp_path):
     assert trained[0][2] == {"only": "collect", "round_index": None, "on_change": "refuse"}
 
 
+def test_show_prints_the_configuration_and_does_nothing(call, trained, tmp_path):
+    status, out, _ = call("train", "--preset", "quick", "--run", str(tmp_path / "a"), "--set", "seed=77", "--show")
+    assert status == 0
+    assert "seed = 77" in out
+    assert trained == []
+
+
 def test_a_run_goes_on_with_its_own_configuration(call, trained, tmp_path):
     resolve("quick", ["seed=9"]).write(tmp_path / "config.toml")
     assert call("train", "--run", str(tmp_path), "--iterations", "3")[0] == 0

@@ -164,3 +164,11 @@ def test_differences_name_old_and_new():
 def test_a_configuration_cannot_be_changed_in_place():
     with pytest.raises(ValueError, match="frozen"):
         Config().seed = 3
+
+
+def test_the_explained_configuration_is_the_same_toml(tmp_path):
+    config = resolve("carracing-paper")
+    text = config.explained()
+    (tmp_path / "shown.toml").write_text(text)
+    assert read_config(tmp_path / "shown.toml") == config
+    assert "# root of every random number of the run\nseed = 0\n" in text

@@ -10,7 +10,15 @@ import pytest
 
 from wm_engine import pipeline
 from wm_engine.config import Config, make_config, read_config
-from wm_engine.errors import CorruptFileError, MissingStageError, RunBusyError, RunMismatchError
+from wm_engine.dream.cpp_backend import CppBackend
+from wm_engine.errors import (
+    ConfigError,
+    CorruptFileError,
+    MissingDependencyError,
+    MissingStageError,
+    RunBusyError,
+    RunMismatchError,
+)
 from wm_engine.pipeline import run_pipeline, summarize
 from wm_engine.runs import Manifest, RunFolder, lock_folder, write_json, write_text
 from wm_engine.stages import STAGES, Artifact, Round, Stage, file_artifact, scores_file
@@ -272,6 +280,26 @@ def test_a_folder_of_other_files_is_left_alone(run, tmp_path):
     with pytest.raises(RunMismatchError, match="no run folder"):
         run()
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"device": "abacus"}, ConfigError, "device: 'abacus' cannot be used here"),
+        ({"dream": {"backend": "abacus"}}, ConfigError, "backend must be one of"),
+        ({"dream": {"precision": "fp1"}}, ConfigError, "precision must be one of"),
+    ],
+)
+def test_what_this_machine_cannot_do_is_refused_before_any_work(run, tmp_path, changes, error, message):
+    with pytest.raises(error, match=message):
+        run(config_of(**changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_backend_that_is_not_installed_is_refused_before_any_work(run, monkeypatch):
+    monkeypatch.setattr(CppBackend, "available", staticmethod(lambda: (False, "no compiler; install one")))
+    with pytest.raises(MissingDependencyError, match=r"dream\.backend.*no compiler; install one"):
+        run(config_of(dream={"backend": "cpp"}))
 
 
 def test_two_processes_cannot_share_a_run(run, tmp_path):

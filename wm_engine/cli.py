@@ -17,6 +17,7 @@ from tqdm import tqdm
 from wm_engine.config import Config, presets, read_config, resolve
 from wm_engine.errors import ConfigError, MissingStageError, WMEngineError
 from wm_engine.info import collect_info, format_info
+from wm_engine.machine import use_threads
 from wm_engine.pipeline import OnChange, Summary, run_pipeline, summarize
 from wm_engine.report import write_report
 from wm_engine.runs import RunFolder, write_json
@@ -92,11 +93,12 @@ def _run_options(command: Command) -> Command:
     return command
 
 
-@cli.command()
+@cli.command(epilog="Presets:\n\n\b\n" + "\n".join(f"{name:<16} {text}" for name, text in presets().items()))
 @_run_options
 @click.option("--iterations", type=click.IntRange(min=1), help="Rounds; the same as --set iterations=N.")
 @click.option("--stage", type=click.Choice([stage.name for stage in STAGES]), help="Run this stage alone.")
 @click.option("--round", "round_index", type=click.IntRange(min=0), help="The round of --stage, counted from 0.")
+@click.option("--show", is_flag=True, help="Print the whole configuration, explained, and stop.")
 def train(
     preset: str | None,
     root: Path | None,
@@ -105,8 +107,9 @@ def train(
     iterations: int | None,
     stage: str | None,
     round_index: int | None,
+    show: bool,
 ) -> None:
-    """Learn a world model, evolve a controller in it, and score it in the real environment.
+    """Learn a world model, evolve a controller in it, and score it.
 
     Stages: collect, vision, memory, controller, evaluate. A stage that is done is skipped; one that was cut short goes
     on from its last checkpoint. Without --preset, a run folder goes on with the configuration that it holds.
@@ -117,11 +120,15 @@ def train(
       wm-engine train --preset carracing --run runs/a --set controller.population=128
       wm-engine train --run runs/a --iterations 3
       wm-engine train --run runs/a --stage vision
+      wm-engine train --preset quick --show
     """
     if round_index is not None and stage is None:
         raise click.UsageError("--round says which round --stage runs in, and needs it.")
     extra = [f"iterations={iterations}"] if iterations is not None else []
     folder, config = _resolve(preset, root, [*changes, *extra])
+    if show:
+        click.echo(config.explained(), nl=False)
+        return
     run_pipeline(folder, config, only=stage, round_index=round_index, on_change=on_change)
     click.echo(_summary_text(folder, summarize(folder)))
 
@@ -162,9 +169,9 @@ def evaluate(
     video: Path | None,
     output: Path | None,
 ) -> None:
-    """Score a run's controller in the real environment, beside a random policy on the same tracks.
+    """Score a run's controller on real tracks, beside a random policy.
 
-    The run folder is only read; its own scores stay as the evaluate stage left them.
+    Both drive the same tracks. The run folder is only read; its own scores stay as the evaluate stage left them.
 
     \b
     Example:
@@ -178,6 +185,7 @@ def evaluate(
         raise MissingStageError(
             f"{folder.controller}: not there yet. Finish the run first: wm-engine train --run {root}"
         )
+    use_threads(config.threads)
     scores = evaluate_folder(folder, config, video)
     if output is not None:
         write_json(output, scores)
@@ -202,7 +210,7 @@ def report(root: Path) -> None:
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(as_json: bool) -> None:
-    """Say what is installed here, which backends there are, and why one is missing.
+    """Say what is installed here, and what is missing and why.
 
     \b
     Example:

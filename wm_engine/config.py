@@ -13,6 +13,7 @@ from typing import Any
 
 import tomli_w
 from pydantic import BaseModel, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from wm_engine.collect import CollectSettings
 from wm_engine.envs import EnvSettings
@@ -64,17 +65,38 @@ class Config(Section):
         """The configuration as TOML text; :func:`read_config` gives back an equal one."""
         return tomli_w.dumps(self.tables())
 
+    def explained(self) -> str:
+        """The same TOML with every setting's description and bounds above it."""
+        lines: list[str] = []
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if isinstance(value, Section):
+                lines += ["", f"[{name}]"]
+                for key, inner in type(value).model_fields.items():
+                    lines += _explained(key, inner, getattr(value, key))
+            else:
+                lines += _explained(name, field, value)
+        return "\n".join(lines) + "\n"
+
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the TOML text atomically."""
         write_text(path, self.to_toml())
 
 
+def _explained(name: str, field: FieldInfo, value: Any) -> list[str]:
+    about = [f"# {field.description}"] if field.description else []
+    if value is None:
+        return [*about, f"# {name} is not set"]
+    return [*about, tomli_w.dumps({name: list(value) if isinstance(value, tuple) else value}).rstrip()]
+
+
 def presets() -> dict[str, str]:
     """The names of the presets that are installed, each with its one-line description."""
-    folder = resources.files("wm_engine.presets")
-    files = sorted((file for file in folder.iterdir() if file.name.endswith(".toml")), key=lambda file: file.name)
-    first_lines = ((file.name, file.read_text(encoding="utf-8").partition("\n")[0]) for file in files)
-    return {name.removesuffix(".toml"): line.lstrip("# ") for name, line in first_lines}
+    files = [file for file in resources.files("wm_engine.presets").iterdir() if file.name.endswith(".toml")]
+    first_lines = {
+        file.name.removesuffix(".toml"): file.read_text(encoding="utf-8").partition("\n")[0] for file in files
+    }
+    return {name: line.partition(": ")[2] for name, line in sorted(first_lines.items())}
 
 
 def load_preset(name: str) -> dict[str, Any]:

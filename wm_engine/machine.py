@@ -6,6 +6,8 @@ import math
 import os
 from pathlib import Path
 
+import torch
+
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -18,6 +20,11 @@ def available_cpus() -> int:
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota_v2() or _quota_v1()
     return max(1, min(affinity, math.ceil(quota) if quota else affinity))
+
+
+def use_threads(count: int) -> None:
+    """Give torch ``count`` threads; 0: one for every CPU this process may keep busy."""
+    torch.set_num_threads(count or available_cpus())
 
 
 def _quota_v2() -> float | None:

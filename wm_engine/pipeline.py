@@ -9,11 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from wm_engine.config import Config, differences
 from wm_engine.errors import CorruptFileError, MissingStageError, RunMismatchError
-from wm_engine.machine import available_cpus
+from wm_engine.machine import use_threads
 from wm_engine.records import Recorder
 from wm_engine.report import write_report
 from wm_engine.runs import (
@@ -26,7 +24,7 @@ from wm_engine.runs import (
     read_json,
     sweep_temporaries,
 )
-from wm_engine.stages import STAGES, Round, Stage, round_score, scores_file
+from wm_engine.stages import STAGES, Round, Stage, check_machine, round_score, scores_file
 
 _log = logging.getLogger(__name__)
 
@@ -58,14 +56,16 @@ def run_pipeline(
         leaves finished ones as they are, "redo" does them again (and, through their outputs, all that follow)
 
     Raises RunMismatchError where the folder holds other work, RunBusyError where another process is at it,
-    MissingStageError where ``only`` lacks an input, CorruptFileError where an artifact is not as its stage left it.
+    MissingStageError where ``only`` lacks an input, CorruptFileError where an artifact is not as its stage left it,
+    ConfigError or MissingDependencyError where this machine cannot do what the configuration asks for.
     """
     run = RunFolder(Path(root))
+    check_machine(config)
     _check_folder(run)
     with lock_folder(run.root):
         sweep_temporaries(run.root)
         manifest = Manifest(run.manifest)
-        torch.set_num_threads(config.threads or available_cpus())
+        use_threads(config.threads)
         with Recorder(run.metrics) as recorder:
             rounds = [Round(run, index, config, recorder) for index in range(config.iterations)]
             _settle_changes(run, manifest, config, on_change, stages, recorder)
@@ -76,6 +76,8 @@ def run_pipeline(
                 _check_earlier(chosen, stage, manifest, stages)
                 _advance(chosen, stage, manifest, on_change)
                 _publish(run, rounds, manifest)
+                if only == "evaluate":
+                    write_report(run)
                 return
             for current in rounds:
                 worked = [_advance(current, stage, manifest, on_change) for stage in stages]

@@ -97,7 +97,24 @@ class Round:
 
 def _device(config: Config) -> torch.device:
     name = config.device
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"device: {name!r} cannot be used here ({reason}). `wm-engine info` lists the devices."
+        ) from error
+    return device
+
+
+def check_machine(config: Config) -> None:
+    """Raise ConfigError or MissingDependencyError where this machine cannot dream as ``config`` asks.
+
+    Asked before the first stage: the dream comes hours later in a long run.
+    """
+    spec = ControllerSpec(latent=1, hidden=1, action=1, squash="tanh")
+    _engine(config, MDNRNN(latent=1, action=1, hidden=1, mixtures=1, mixture=config.memory.mixture), spec)
 
 
 @dataclass(frozen=True)
@@ -204,6 +221,7 @@ def _collect_by_evolution(current: Round, store: RolloutStore) -> None:
         MDNRNN.load(current.previous.memory),
         spec,
         max_steps=settings.max_steps,
+        patience=settings.patience,
         seed=current.seed("collect"),
         device=current.device,
         precision=current.config.vision.precision,
@@ -311,10 +329,12 @@ def _squash(current: Round) -> tuple[str, ...]:
     return tuple(words[bounds] for bounds in ranges)
 
 
-def _engine(current: Round, m: MDNRNN, spec: ControllerSpec) -> DreamEngine:
-    settings = current.config.dream
+def _engine(config: Config, m: MDNRNN, spec: ControllerSpec) -> DreamEngine:
+    settings = config.dream
     try:
-        return DreamEngine(m, spec, current.device, settings.backend, settings.precision)
+        return DreamEngine(m, spec, _device(config), settings.backend, settings.precision)
+    except ValueError as error:
+        raise ConfigError(f"dream: {error}") from error
     except RuntimeError as error:
         raise MissingDependencyError(f"dream.backend: {error}") from error
 
@@ -357,7 +377,7 @@ def _dream_fitness(
     """The dream as the controller is trained in it, with the luck of one use of it."""
     settings = current.config.controller
     return DreamFitness(
-        _engine(current, m, spec),
+        _engine(current.config, m, spec),
         _starts(current, m, use, settings.starts, settings.mid_fraction),
         episodes=episodes,
         max_steps=max_steps,
@@ -482,7 +502,7 @@ def _dream_prediction(current: Round) -> dict[str, Any]:
     _, m = _models(current)
     spec, params = load_controller(current.folder.controller)
     steps, episodes = current.config.evaluate.max_steps, settings.final_dream_episodes
-    out = _engine(current, m, spec).rollout(
+    out = _engine(current.config, m, spec).rollout(
         params.unsqueeze(0),
         _starts(current, m, "prediction", settings.starts, 0.0),
         episodes=episodes,
