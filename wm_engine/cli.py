@@ -1,7 +1,8 @@
-"""The command line: ``wm-engine train | collect | evaluate | report | info``."""
+"""The command line: ``wm-engine train | collect | evaluate | report | info | bench``."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ from wm_engine.stages import STAGES, evaluate_folder
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+_BENCHES = ("bench",)
 _USAGE = 2
 _INTERRUPTED = 128 + signal.SIGINT
 
@@ -42,7 +44,21 @@ class _LogFormatter(logging.Formatter):
         return message if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {message}"
 
 
+class _Commands(click.Group):
+    """Adds the commands of ``wm_engine.bench``, imported when they are asked for: nothing else needs the peers."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted([*super().list_commands(context), *_BENCHES])
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name in _BENCHES:
+            command: click.Command = getattr(importlib.import_module("wm_engine.bench.commands"), name)
+            return command
+        return super().get_command(context, name)
+
+
 @click.group(
+    cls=_Commands,
     no_args_is_help=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Start with: wm-engine train --preset quick",
