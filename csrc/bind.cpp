@@ -11,6 +11,7 @@
 
 #include "dream.h"
 #include "isa.h"
+#include "profile.h"
 #include "threads.h"
 
 namespace py = pybind11;
@@ -217,6 +218,28 @@ std::vector<std::string> isa_levels() {
   return names;
 }
 
+#if defined(WM_PROFILE)
+// What the phases took since the last call: {"nanoseconds": {phase: int}, "rows": {phase: int}, "first": [(thread,
+// phase, rows, began, ended)]}.
+py::dict take_laps() {
+  const char* const names[wm::kPhases] = {"controller", "gates", "reward_and_end", "mixture", "noise", "draw", "ends"};
+  const wm::Laps laps = wm::take_laps();
+  py::dict nanoseconds, rows;
+  for (int phase = 0; phase < wm::kPhases; ++phase) {
+    nanoseconds[names[phase]] = laps.nanoseconds[phase];
+    rows[names[phase]] = laps.rows[phase];
+  }
+  py::list first;
+  for (const wm::Lap& lap : laps.first)
+    first.append(py::make_tuple(lap.thread, names[static_cast<int>(lap.phase)], lap.rows, lap.began, lap.ended));
+  py::dict out;
+  out["nanoseconds"] = nanoseconds;
+  out["rows"] = rows;
+  out["first"] = first;
+  return out;
+}
+#endif
+
 std::string compiler() {
 #if defined(__clang__)
   return "clang " __clang_version__;
@@ -255,4 +278,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("chosen_isa", [] { return std::string(wm::choose_level("auto").name); });
   module.def("available_processors", &wm::available_processors, "CPU affinity, or the cgroup's quota if it is less.");
   module.def("compiler", &compiler);
+#if defined(WM_PROFILE)
+  module.def("take_laps", &take_laps, "Time by phase since the last call; in builds with WM_PROFILE only.");
+#endif
 }

@@ -7,6 +7,7 @@
 #include <new>
 #include <stdexcept>
 
+#include "profile.h"
 #include "threads.h"
 
 namespace wm {
@@ -54,7 +55,16 @@ struct Call {
 struct Worker {
   Call* call;
   bool polls;
+#if defined(WM_PROFILE)
+  LapBook* laps;
+#endif
 };
+
+#if defined(WM_PROFILE)
+void lap(void* context, Phase phase, int64_t rows, int64_t began, int64_t ended) {
+  static_cast<Worker*>(context)->laps->lap(phase, rows, began, ended);
+}
+#endif
 
 int64_t next_lane(void* context) {
   Call& call = *static_cast<Worker*>(context)->call;
@@ -240,8 +250,15 @@ bool Engine::rollout(const Plan& plan, int threads, const std::function<bool()>&
   call.stop = &stop;
   run_threads(static_cast<int>(workers), stop, [&](int thread) {
     const Buffer scratch(level_.scratch_bytes(job, rows));
+#if defined(WM_PROFILE)
+    LapBook laps(thread);
+    Worker worker{&call, thread == 0, &laps};
+    const Hooks hooks{&worker, next_lane, stopped, lap};
+#else
     Worker worker{&call, thread == 0};
-    level_.rollout(job, Hooks{&worker, next_lane, stopped}, scratch.data(), rows);
+    const Hooks hooks{&worker, next_lane, stopped};
+#endif
+    level_.rollout(job, hooks, scratch.data(), rows);
   });
   return !stop.stopped();
 }

@@ -68,11 +68,18 @@ struct Job {
   Plan plan;
 };
 
+// The phases of a tile's step, timed in builds with WM_PROFILE.
+enum class Phase : int { controller, gates, reward_and_end, mixture, noise, draw, ends };
+constexpr int kPhases = 7;
+
 // Calls back into the driver, from the loop over steps.
 struct Hooks {
   void* context;
   int64_t (*next_lane)(void* context);  // the next lane to dream, or -1
   bool (*stopped)(void* context);       // asked once a step of the tile
+#if defined(WM_PROFILE)
+  void (*lap)(void* context, Phase phase, int64_t rows, int64_t began, int64_t ended);  // nanoseconds
+#endif
 };
 
 enum class Function : int { exp, log, tanh, sigmoid, cos_turn, sin_turn };
