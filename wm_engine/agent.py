@@ -97,7 +97,7 @@ class Agent:
                 f"frames must be one a lane ({len(index)} of {len(self._candidate)} lanes), but were {len(frames)}"
             )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            z, _ = self._vae.encode(torch.from_numpy(np.ascontiguousarray(frames)).to(self.device))
+            z, _ = self._vae.encode(torch.tensor(np.asarray(frames), device=self.device))
         z = z.float()
         h, c = self._h[index], self._c[index]
         seen = self.spec.observe(z, h, c).unsqueeze(1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -167,14 +167,16 @@ class UniformPolicy:
 class BrownianPolicy:
     """Random actions that drive: targets held for a while, approached smoothly, biased to gas where there is a pedal.
 
-    Every lane's whole sequence is drawn before the first step from ``numpy.random.default_rng([seed, episode])``, so it
-    depends on nothing else. Ha & Schmidhuber's published code collects with actions held for random spans as well.
+    Every lane's whole sequence is drawn before its first step, from ``numpy.random.default_rng([seed, stream,
+    episode])``, so it depends on nothing else.
     """
 
-    def __init__(self, env_id: str, env: BatchedEnv, seed: int, episodes: Sequence[int], max_steps: int) -> None:
+    def __init__(
+        self, env_id: str, env: BatchedEnv, seed: int, episodes: Sequence[int], max_steps: int, stream: int = 0
+    ) -> None:
         plan = _car_actions if env_id == CAR_RACING else _box_actions
         self._plans = [
-            plan(np.random.default_rng([seed, episode]), max_steps, env.action_low, env.action_high)
+            plan(np.random.default_rng([seed, stream, episode]), max_steps, env.action_low, env.action_high)
             for episode in episodes
         ]
         self._steps = np.zeros(len(self._plans), dtype=np.int64)
@@ -189,18 +191,23 @@ class NoisyAgent:
     """An agent whose actions carry smooth exploration noise; its M is told what was really done.
 
     The noise of a lane is an Ornstein-Uhlenbeck walk with standard deviation ``noise`` times half the action's range
-    and a memory of ten steps, drawn beforehand from ``numpy.random.default_rng([seed, episode])``.
+    and a memory of ten steps, drawn beforehand from ``numpy.random.default_rng([seed, stream, episode])``.
     """
 
     def __init__(
-        self, agent: Agent, env: BatchedEnv, noise: float, seed: int, episodes: Sequence[int], max_steps: int
+        self,
+        agent: Agent,
+        env: BatchedEnv,
+        noise: float,
+        seed: int,
+        episodes: Sequence[int],
+        max_steps: int,
+        stream: int = 0,
     ) -> None:
         self._agent, self._low, self._high = agent, env.action_low, env.action_high
         half = 0.5 * noise * (env.action_high - env.action_low)
-        self._noise = [
-            (half * _walk(np.random.default_rng([seed, episode]), max_steps, env.action_size)).astype(np.float32)
-            for episode in episodes
-        ]
+        rngs = [np.random.default_rng([seed, stream, episode]) for episode in episodes]
+        self._noise = [(half * _walk(rng, max_steps, env.action_size)).astype(np.float32) for rng in rngs]
         self._steps = np.zeros(len(self._noise), dtype=np.int64)
 
     def act(self, frames: np.ndarray, lanes: np.ndarray) -> np.ndarray:
@@ -245,16 +252,16 @@ def collect(
         for first in range(begin, total, lanes):
             episodes = range(first, min(first + lanes, total))
             if agent is None:
-                policy: Policy = BrownianPolicy(env_settings.id, env, seed, episodes, settings.max_steps)
+                policy: Policy = BrownianPolicy(env_settings.id, env, seed, episodes, settings.max_steps, iteration)
             else:
                 agent.begin(np.zeros(len(episodes), dtype=np.int64))
-                policy = NoisyAgent(agent, env, settings.noise, seed, episodes, settings.max_steps)
+                policy = NoisyAgent(agent, env, settings.noise, seed, episodes, settings.max_steps, iteration)
             name = "agent" if agent else "brownian"
             wanted = [episode for episode in episodes if episode >= done]
             writers = {episode - first: store.writer(seeds[episode], name, iteration) for episode in wanted}
             began = time.perf_counter()
             try:
-                driven = drive(env, policy, seeds[first : episodes.stop], _recording(writers, bar), settings.patience)
+                driven = drive(env, policy, seeds[first : episodes.stop], recording(writers, bar), settings.patience)
             except BaseException:
                 store.abandon()
                 raise
@@ -273,8 +280,11 @@ def _summary(driven: list[Trajectory]) -> dict[str, float]:
     }
 
 
-def _recording(writers: dict[int, EpisodeWriter], bar: Any) -> OnStep:
-    """Give every step to its lane's writer; lanes without one are driven for the others' sake alone."""
+def recording(writers: Mapping[int, EpisodeWriter], bar: Any = None) -> OnStep:
+    """What gives every step of a lane to its writer, and finishes the episode.
+
+    Lanes without a writer are not recorded. ``bar``: a progress bar that counts the steps of all lanes.
+    """
 
     def on_step(lanes: np.ndarray, frames: np.ndarray, actions: np.ndarray, step: Step) -> None:
         for row, lane in enumerate(lanes):
@@ -283,7 +293,8 @@ def _recording(writers: dict[int, EpisodeWriter], bar: Any) -> OnStep:
                 writer.add(frames[row], actions[row], float(step.rewards[row]))
                 if step.ended[row]:
                     writer.finish(step.frames[row], step.terminated[row], step.truncated[row])
-        bar.update(len(lanes))
+        if bar is not None:
+            bar.update(len(lanes))
 
     return on_step
 
