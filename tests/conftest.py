@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -14,3 +18,17 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != RO
 if importlib.util.find_spec("wm_engine") is None:
     raise SystemExit("wm_engine is not installed: run `pip install '.[test]'` first, then `pytest`")
 sys.path.insert(0, str(TESTS))
+
+# Read when Triton is imported: its kernels run in its interpreter, on the CPU. TRITON_INTERPRET=0 tests them on a GPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One torch thread: threads wait for each other by spinning, and on busy cores small tensors take minutes."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

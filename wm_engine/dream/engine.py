@@ -12,8 +12,10 @@ from torch import Tensor
 
 from wm_engine.checks import check_choice, check_float, check_int, check_tensor
 from wm_engine.controller import ControllerSpec
+from wm_engine.dream import triton_backend
 from wm_engine.dream.cpp_backend import CppBackend
 from wm_engine.dream.torch_backend import DTYPES, TorchBackend
+from wm_engine.dream.triton_backend import TritonBackend
 from wm_engine.dream.types import Backend, DreamOutput, RolloutPlan, Starts
 from wm_engine.memory.model import MDNRNN
 from wm_engine.ops.dream import DONES, REWARDS
@@ -25,13 +27,19 @@ _COUNTER_LIMIT = 1 << 32
 
 @dataclass(frozen=True)
 class BackendEntry:
-    """A backend in the table: where it runs, in which precisions, and why it may be missing here."""
+    """A backend in the table: where it runs, in which precisions, and why it may be missing here.
+
+    by_name : devices where it runs too, but only where it is asked for by name
+    refuses : why it cannot dream this memory and controller, or None
+    """
 
     name: str
     devices: tuple[str, ...]
     precisions: tuple[str, ...]
     missing: Callable[[], str | None]
     make: Callable[..., Backend]
+    by_name: tuple[str, ...] = ()
+    refuses: Callable[[MDNRNN, ControllerSpec], str | None] = lambda m, c: None
 
 
 def _cpp_missing() -> str | None:
@@ -41,6 +49,15 @@ def _cpp_missing() -> str | None:
 
 BACKENDS = (
     BackendEntry("cpp", ("cpu",), CppBackend.PRECISIONS, _cpp_missing, CppBackend),
+    BackendEntry(
+        "triton",
+        ("cuda",),
+        TritonBackend.PRECISIONS,
+        triton_backend.missing,
+        TritonBackend,
+        by_name=("cpu",),
+        refuses=triton_backend.beyond_limits,
+    ),
     BackendEntry("torch", ("cpu", "cuda", "mps"), tuple(DTYPES), lambda: None, TorchBackend),
 )
 """Fastest first: ``auto`` takes the first that is here and fits."""
@@ -54,7 +71,7 @@ class DreamEngine:
     m : the world model's memory; its weights are copied, so train on and make a new engine
     c : the controllers' shape; latent, hidden and action must be M's
     device : where to dream
-    backend : "auto" | "cpp" (CPU) | "torch" (any device)
+    backend : "auto" | "cpp" (CPU) | "triton" (CUDA) | "torch" (any device)
     precision : "fp32" | "bf16" | ..., of M's matrix products
     num_threads : of the ``cpp`` backend; None takes every core this process may use
 
@@ -84,7 +101,7 @@ class DreamEngine:
         self.controller = c
         self.device = torch.device(device)
         self.precision = precision
-        entry = _choose(backend, self.device.type, precision)
+        entry = _choose(backend, self.device.type, precision, m, c)
         self.backend = entry.name
         options: dict[str, Any] = {"num_threads": num_threads} if entry.name == "cpp" else {}
         self._backend = entry.make(m, c, self.device, precision, **options)
@@ -155,17 +172,20 @@ class DreamEngine:
         return self._backend.rollout(params.detach(), starts, plan)
 
 
-def _choose(backend: str, device: str, precision: str) -> BackendEntry:
+def _choose(backend: str, device: str, precision: str, m: MDNRNN, c: ControllerSpec) -> BackendEntry:
     check_choice("backend", backend, ("auto", *(entry.name for entry in BACKENDS)))
     check_choice("precision", precision, sorted({p for entry in BACKENDS for p in entry.precisions}))
     if backend == "auto":
         for entry in BACKENDS:
-            if device in entry.devices and precision in entry.precisions and entry.missing() is None:
-                _log_once(f"backend: {entry.name} ({device}, {precision})")
-                return entry
+            if device in entry.devices and precision in entry.precisions:
+                reason = entry.missing() or entry.refuses(m, c)
+                if reason is None:
+                    _log_once(f"backend: {entry.name} ({device}, {precision})")
+                    return entry
+                _log_once(f"backend {entry.name} is passed over: {reason}")
         raise ValueError(f"no backend dreams in {precision} on {device!r}; see `wm-engine info`")
     entry = next(entry for entry in BACKENDS if entry.name == backend)
-    if device not in entry.devices:
+    if device not in entry.devices + entry.by_name:
         raise ValueError(f"backend {backend!r} runs on {', '.join(entry.devices)}, but device was {device!r}")
     if precision not in entry.precisions:
         raise ValueError(
@@ -174,6 +194,9 @@ def _choose(backend: str, device: str, precision: str) -> BackendEntry:
     reason = entry.missing()
     if reason is not None:
         raise RuntimeError(f"backend {backend!r} is not available here: {reason}")
+    reason = entry.refuses(m, c)
+    if reason is not None:
+        raise ValueError(f"backend {backend!r} cannot dream this: {reason}")
     return entry
 
 

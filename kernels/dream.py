@@ -1,0 +1,432 @@
+"""Whole rollouts of a population in M: as one persistent kernel, and as two kernels a step for small populations.
+
+    persistent   a program takes ROWS rollouts through all their steps:  act ─► cells ─► head, sample, settle ─┐
+                                                                          ▲                                    │
+                                                                          └────────────────────────────────────┘
+    per step     advance_kernel [tiles, chunks of units]: act ─► cells;   settle_kernel [tiles]: head, sample, settle
+
+Both are made of the same blocks, over the same tiles and chunks. A tile's state (h, c, z) lives in scratch memory, of
+which a tile has its own rows: a program stores h' and z' and reads them back as operands of the next products, with a
+barrier between, since another thread of the program may have stored what a thread reads. Two buffers of h take turns.
+The weights of M stream through, in chunks that are read by every tile.
+
+Letters: R rollouts, P candidates, E episodes, Z latent, H hidden, K mixtures, A actions, U hidden units of the
+controller. HP, XP, ... are sizes rounded up to powers of two; everything beyond the true sizes is
+zero in weights and scratch, and stays so.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .lstm import cell_chunk
+from .maths import finite, product, sigmoid, tanh
+from .philox import as_word, first_uniform, normals, uniforms
+
+SQUASHES = ("identity", "tanh", "sigmoid", "tanh01", "relu_tanh")
+"""The number of a squash in the kernels is its place here."""
+
+
+@triton.jit
+def add_products(y, x, weights, width, first, outputs, COLUMNS: tl.constexpr):
+    """Add W x to y: one weight matrix for each row.
+
+    y [ROWS, COLUMNS], of which columns first, first + 1, ... take outputs 0, 1, ...; x [ROWS, N]; weights [ROWS, N]
+    point at what x meets for output 0, ``width`` before output 1.
+    """
+    column = tl.arange(0, COLUMNS)[None, :]
+    for output in range(0, outputs):
+        w = tl.load(weights + output * width)
+        y = tl.where(column == first + output, y + tl.sum(x * w, axis=1)[:, None], y)
+    return y
+
+
+@triton.jit
+def layer(
+    y, z_row, h_row, c_row, weights, first, outputs,
+    HP: tl.constexpr, XP: tl.constexpr, FEATURES: tl.constexpr, COLUMNS: tl.constexpr, SPAN: tl.constexpr,
+):  # fmt: skip
+    """Add a layer's products with the features z, h, c to y [ROWS, COLUMNS]; see :func:`add_products`.
+
+    weights [ROWS, 1] point at the rows' matrices [outputs, XP + (FEATURES - 1) HP], whose rows begin with z's weights.
+    """
+    width: tl.constexpr = XP + (FEATURES - 1) * HP
+    span = tl.arange(0, SPAN)[None, :]
+    for start in range(0, XP, SPAN):
+        x = tl.load(z_row + start + span)
+        y = add_products(y, x, weights + start + span, width, first, outputs, COLUMNS)
+    if FEATURES > 1:
+        for start in range(0, HP, SPAN):
+            x = tl.load(h_row + start + span).to(tl.float32)
+            y = add_products(y, x, weights + XP + start + span, width, first, outputs, COLUMNS)
+    if FEATURES > 2:
+        for start in range(0, HP, SPAN):
+            x = tl.load(c_row + start + span)
+            y = add_products(y, x, weights + XP + HP + start + span, width, first, outputs, COLUMNS)
+    return y
+
+
+@triton.jit
+def act(
+    z_row, h_row, c_row, index, layer_weights, layer_biases, last_weights, last_biases, squash, latent, actions, units,
+    HP: tl.constexpr, XP: tl.constexpr, FEATURES: tl.constexpr, UP: tl.constexpr, ARGMAX: tl.constexpr,
+    SPAN: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """What M is given next, [ROWS, XP] = [z, a], and whether the actions are finite [ROWS].
+
+    z_row, h_row, c_row [ROWS, 1] point at the rows' state; index int64 [ROWS, 1] names their controllers, packed by
+    :func:`wm_engine.kernels.launch.pack_controllers`; squash int32 [XP] names each column's squash.
+    """
+    features: tl.constexpr = XP + (FEATURES - 1) * HP
+    column = tl.arange(0, XP)[None, :]
+    a = tl.load(last_biases + index * XP + column)
+    if UP == 0:
+        weights = layer_weights + index * (actions * features)
+        a = layer(a, z_row, h_row, c_row, weights, latent, actions, HP, XP, FEATURES, XP, SPAN)
+    else:
+        unit = tl.arange(0, UP)[None, :]
+        y = tl.load(layer_biases + index * UP + unit)
+        weights = layer_weights + index * (units * features)
+        y = layer(y, z_row, h_row, c_row, weights, 0, units, HP, XP, FEATURES, UP, SPAN)
+        a = add_products(a, tanh(y), last_weights + index * (actions * UP) + unit, UP, latent, actions, XP)
+    is_action = (column >= latent) & (column < latent + actions)
+    if ARGMAX:
+        largest = tl.max(tl.where(is_action, a, float("-inf")), axis=1)[:, None]
+        chosen = tl.min(tl.where(is_action & (a == largest), column, XP), axis=1)[:, None]
+        a = tl.where(column == chosen, 1.0, 0.0)
+    else:
+        kind = tl.load(squash + tl.arange(0, XP))[None, :]
+        t = tanh(a)
+        a = tl.where(kind == 2, sigmoid(a), tl.where(kind == 0, a, t))
+        a = tl.where(kind == 3, 0.5 * (t + 1.0), a)
+        a = tl.where((kind == 4) & (t < 0.0), 0.0, a)
+    sound = tl.min((finite(a) | ~is_action).to(tl.int32), axis=1)
+    return tl.where(is_action, a, tl.load(z_row + column)), sound
+
+
+@triton.jit
+def outputs_of(h, weights, biases, block, HP: tl.constexpr, N: tl.constexpr, DOT: tl.constexpr):
+    """The head's outputs [ROWS, N] of one block of its packed weights [blocks, HP, N]."""
+    column = tl.arange(0, N)
+    w = tl.load(weights + block * (HP * N) + (tl.arange(0, HP) * N)[:, None] + column[None, :])
+    return product(h, w, DOT) + tl.load(biases + block * N + column)[None, :]
+
+
+@triton.jit
+def choose_shared(logits, u, temperature, mixtures, GREEDY: tl.constexpr, N: tl.constexpr):
+    """The component [ROWS] of logits [ROWS, N], of which the first K count, by inverse CDF of u [ROWS]."""
+    column = tl.arange(0, N)[None, :]
+    logits = tl.where(column < mixtures, logits, float("-inf"))
+    largest = tl.max(logits, axis=1)[:, None]
+    if GREEDY:
+        chosen = tl.min(tl.where(logits == largest, column, N), axis=1)
+    else:
+        p = tl.where(column < mixtures, tl.exp((logits - largest) / temperature), 0.0)
+        cumulative = tl.cumsum(p / tl.sum(p, axis=1)[:, None], axis=1)
+        chosen = tl.sum(((cumulative < u[:, None]) & (column < mixtures)).to(tl.int32), axis=1)
+    return tl.minimum(chosen, mixtures - 1)
+
+
+@triton.jit
+def sample_shared(
+    h, value_weights, value_biases, chosen, group, mixtures,
+    HP: tl.constexpr, ROWS: tl.constexpr, DIMS: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """Mean and log standard deviation [ROWS, DIMS] of a group of latent dimensions, of the chosen component [ROWS]."""
+    mean = tl.zeros((ROWS, DIMS), dtype=tl.float32)
+    log_std = tl.zeros((ROWS, DIMS), dtype=tl.float32)
+    for k in range(0, mixtures):
+        values = outputs_of(h, value_weights, value_biases, group * mixtures + k, HP, 2 * DIMS, DOT)
+        k_mean, k_log_std = tl.split(tl.reshape(values, (ROWS, DIMS, 2)))
+        take = (chosen == k)[:, None]
+        mean, log_std = tl.where(take, k_mean, mean), tl.where(take, k_log_std, log_std)
+    return mean, log_std
+
+
+@triton.jit
+def sample_per_dim(
+    h, choice_weights, choice_biases, value_weights, value_biases, u, temperature, group, mixtures,
+    HP: tl.constexpr, GREEDY: tl.constexpr, ROWS: tl.constexpr, DIMS: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """As :func:`sample_shared`, with a choice for every dimension, by inverse CDF of u [ROWS, DIMS].
+
+    The logits are made twice, since K blocks of them do not fit beside the rest: once for the softmax's maximum and
+    sum, once more beside the values that they choose among.
+    """
+    largest = tl.full((ROWS, DIMS), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((ROWS, DIMS), dtype=tl.float32)
+    for k in range(0, mixtures):
+        logits = outputs_of(h, choice_weights, choice_biases, group * mixtures + k, HP, DIMS, DOT)
+        higher = tl.maximum(largest, logits)
+        if not GREEDY:
+            total *= tl.exp((largest - higher) / temperature)
+            total += tl.exp((logits - higher) / temperature)
+        largest = higher
+    cumulative = tl.zeros((ROWS, DIMS), dtype=tl.float32)
+    found = tl.zeros((ROWS, DIMS), dtype=tl.int32)
+    mean = tl.zeros((ROWS, DIMS), dtype=tl.float32)
+    log_std = tl.zeros((ROWS, DIMS), dtype=tl.float32)
+    for k in range(0, mixtures):
+        logits = outputs_of(h, choice_weights, choice_biases, group * mixtures + k, HP, DIMS, DOT)
+        values = outputs_of(h, value_weights, value_biases, group * mixtures + k, HP, 2 * DIMS, DOT)
+        k_mean, k_log_std = tl.split(tl.reshape(values, (ROWS, DIMS, 2)))
+        if GREEDY:
+            hit = logits == largest
+        else:
+            cumulative += tl.exp((logits - largest) / temperature) / total
+            hit = cumulative >= u
+        take = (hit | (k == mixtures - 1)) & (found == 0)
+        found = tl.where(take, 1, found)
+        mean, log_std = tl.where(take, k_mean, mean), tl.where(take, k_log_std, log_std)
+    return mean, log_std
+
+
+@triton.jit
+def imagine(
+    h, z_row, record_z, alive, step, episode, candidate, key_low, key_high, temperature,
+    control_weights, control_biases, choice_weights, choice_biases, value_weights, value_biases,
+    latent, mixtures,
+    HP: tl.constexpr, CONTROL: tl.constexpr, SHARED: tl.constexpr, GREEDY: tl.constexpr, SAMPLE_DONE: tl.constexpr,
+    SURVIVAL: tl.constexpr, RECORD: tl.constexpr, ROWS: tl.constexpr, DIMS: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """What M says of the state that h' [ROWS, HP] is: gain, whether the episode ends, whether all is finite [ROWS].
+
+    The next latent goes to scratch at z_row [ROWS, 1] and, for the living where RECORD, to record_z [ROWS, 1].
+    """
+    control = outputs_of(h, control_weights, control_biases, 0, HP, CONTROL, DOT)
+    column = tl.arange(0, CONTROL)[None, :]
+    # The control block's columns: the logits of a shared mixture, reward, done logit.
+    at_reward = mixtures if SHARED else 0
+    reward = tl.sum(tl.where(column == at_reward, control, 0.0), axis=1)
+    done_logit = tl.sum(tl.where(column == at_reward + 1, control, 0.0), axis=1)
+    sound = (finite(reward) & finite(done_logit)).to(tl.int32)
+    quads = (latent + 3) // 4
+    if SAMPLE_DONE:
+        ended = sigmoid(done_logit) > first_uniform(2 * quads, step, episode, candidate, key_low, key_high)
+    else:
+        ended = done_logit > 0.0
+
+    rows_episode, rows_candidate = episode[:, None], candidate[:, None]
+    if SHARED:
+        u = first_uniform(quads, step, episode, candidate, key_low, key_high)
+        chosen = choose_shared(control, u, temperature, mixtures, GREEDY, CONTROL)
+    for group in range(0, tl.cdiv(latent, DIMS)):
+        first = group * (DIMS // 4)
+        if SHARED:
+            mean, log_std = sample_shared(
+                h, value_weights, value_biases, chosen, group, mixtures, HP, ROWS, DIMS, DOT
+            )  # fmt: skip
+        else:
+            if GREEDY:
+                u = tl.zeros((ROWS, DIMS), dtype=tl.float32)
+            else:
+                u = uniforms(quads + first, step, rows_episode, rows_candidate, key_low, key_high, ROWS, DIMS // 4)
+            mean, log_std = sample_per_dim(
+                h, choice_weights, choice_biases, value_weights, value_biases, u, temperature, group, mixtures,
+                HP, GREEDY, ROWS, DIMS, DOT,
+            )  # fmt: skip
+        if GREEDY:
+            z = mean
+        else:
+            log_std = tl.minimum(tl.maximum(log_std, -7.0), 7.0)
+            noise = normals(first, step, rows_episode, rows_candidate, key_low, key_high, ROWS, DIMS // 4)
+            z = mean + tl.exp(log_std) * tl.sqrt(temperature) * noise
+        dim = group * DIMS + tl.arange(0, DIMS)[None, :]
+        there = dim < latent
+        sound = sound & tl.min((finite(z) | ~there).to(tl.int32), axis=1)
+        tl.store(z_row + dim, z, mask=there)
+        if RECORD:
+            tl.store(record_z + dim, z, mask=there & (alive != 0)[:, None])
+    if SURVIVAL:
+        reward = tl.full((ROWS,), 1.0, dtype=tl.float32)
+    return reward, ended, sound
+
+
+@triton.jit
+def settle(total, length, alive, failed, gain, ended, sound):
+    """Count a step: return, length, alive and failed [ROWS] after it."""
+    living = alive != 0
+    total = tl.where(living, total + gain, total)
+    length += alive
+    failed = tl.where(living & ((sound == 0) | ~finite(total)), 1, failed)
+    alive = tl.where(ended | (failed != 0), 0, alive)
+    return total, length, alive, failed
+
+
+@triton.jit
+def place(row, rows, episodes, first_candidate, COMMON: tl.constexpr):
+    """Of rollouts ``row`` int64 [ROWS]: their controller's index, and the counter words of episode and candidate."""
+    # Rows beyond the last stand in for it: they have scratch of their own, and nothing of theirs is kept.
+    within = tl.minimum(row, rows - 1)
+    index = within // episodes
+    episode = as_word(within - index * episodes)
+    candidate = episode * 0 if COMMON else as_word(index + first_candidate)
+    return index, episode, candidate
+
+
+VARYING = ["rows", "record_rows", "episodes", "max_steps", "first_candidate", "key_low", "key_high", "step_offset"]
+
+
+@triton.jit(do_not_specialize=VARYING)
+def rollout_kernel(
+    layer_weights, layer_biases, last_weights, last_biases, squash, gate_weights, gate_biases,
+    control_weights, control_biases, choice_weights, choice_biases, value_weights, value_biases,
+    h, c, z, returns, lengths, failures, record_z, record_actions, record_rewards,
+    rows, record_rows, episodes, max_steps, first_candidate, key_low, key_high, temperature,
+    latent, actions, units, mixtures,
+    HP: tl.constexpr, XP: tl.constexpr, UNITS: tl.constexpr, UP: tl.constexpr, FEATURES: tl.constexpr,
+    ARGMAX: tl.constexpr, CONTROL: tl.constexpr, SHARED: tl.constexpr, GREEDY: tl.constexpr,
+    SAMPLE_DONE: tl.constexpr, SURVIVAL: tl.constexpr, COMMON: tl.constexpr, RECORD: tl.constexpr,
+    ROWS: tl.constexpr, DIMS: tl.constexpr, SPAN: tl.constexpr, DOT: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    there = row < rows
+    index, episode, candidate = place(row, rows, episodes, first_candidate, COMMON)
+    key_low, key_high = as_word(key_low), as_word(key_high)
+    dtype = gate_weights.dtype.element_ty
+    scratch_rows = tl.num_programs(0).to(tl.int64) * ROWS
+    x_column = tl.arange(0, XP)[None, :]
+    unit = tl.arange(0, UNITS)[None, :]
+    z_row, c_row, h_row = z + row[:, None] * XP, c + row[:, None] * HP, h + row[:, None] * HP
+
+    total = tl.zeros((ROWS,), dtype=tl.float32)
+    length = tl.zeros((ROWS,), dtype=tl.int32)
+    failed = tl.zeros((ROWS,), dtype=tl.int32)
+    alive = there.to(tl.int32)
+    step = 0
+    going = tl.max(alive, axis=0)
+    while going > 0:
+        h_now = h_row + (step % 2) * (scratch_rows * HP)
+        h_next = h_row + (1 - step % 2) * (scratch_rows * HP)
+        x, acted = act(
+            z_row, h_now, c_row, index[:, None], layer_weights, layer_biases, last_weights, last_biases, squash,
+            latent, actions, units, HP, XP, FEATURES, UP, ARGMAX, SPAN, ROWS,
+        )  # fmt: skip
+        at = row + step * record_rows.to(tl.int64)
+        if RECORD:
+            is_action = (x_column >= latent) & (x_column < latent + actions) & (alive != 0)[:, None]
+            tl.store(record_actions + at[:, None] * actions + (x_column - latent), x, mask=is_action)
+        # c is read whole by the controller before a chunk of it is overwritten.
+        tl.debug_barrier()
+        h_tile = tl.load(h_now + tl.arange(0, HP)[None, :])
+        x_tile = x.to(dtype)
+        for chunk in tl.range(0, HP // UNITS, num_stages=STAGES):
+            c_place = c_row + chunk * UNITS + unit
+            h_new, c_new = cell_chunk(
+                h_tile, x_tile, gate_weights, gate_biases, c_place, chunk, HP, XP, UNITS, ROWS, DOT
+            )  # fmt: skip
+            tl.store(h_next + chunk * UNITS + unit, h_new.to(dtype))
+            tl.store(c_place, c_new)
+        tl.debug_barrier()
+        h_tile = tl.load(h_next + tl.arange(0, HP)[None, :])
+        gain, ended, sound = imagine(
+            h_tile, z_row, record_z + at[:, None] * latent, alive, as_word(tl.full((), step, tl.int32)),
+            episode, candidate, key_low, key_high, temperature,
+            control_weights, control_biases, choice_weights, choice_biases, value_weights, value_biases,
+            latent, mixtures, HP, CONTROL, SHARED, GREEDY, SAMPLE_DONE, SURVIVAL, RECORD, ROWS, DIMS, DOT,
+        )  # fmt: skip
+        if RECORD:
+            tl.store(record_rewards + at, gain, mask=alive != 0)
+        total, length, alive, failed = settle(total, length, alive, failed, gain, ended, sound & acted)
+        tl.debug_barrier()
+        step += 1
+        going = tl.where(step < max_steps, tl.max(alive, axis=0), 0)
+    tl.store(returns + row, tl.where(failed != 0, float("nan"), total), mask=there)
+    tl.store(lengths + row, length, mask=there)
+    tl.store(failures + row, failed, mask=there)
+
+
+# What changes from rollout to rollout stands in memory, int32 [5], since a captured graph keeps its kernels' arguments.
+CLOCK_STEP = tl.constexpr(0)
+CLOCK_MAX_STEPS = tl.constexpr(1)
+CLOCK_FIRST_CANDIDATE = tl.constexpr(2)
+CLOCK_KEY_LOW = tl.constexpr(3)
+CLOCK_KEY_HIGH = tl.constexpr(4)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def advance_kernel(
+    layer_weights, layer_biases, last_weights, last_biases, squash, gate_weights, gate_biases,
+    h, c, z, acted, alive, clock, record_actions,
+    rows, record_rows, episodes, step_offset,
+    latent, actions, units,
+    HP: tl.constexpr, XP: tl.constexpr, UNITS: tl.constexpr, UP: tl.constexpr, FEATURES: tl.constexpr,
+    ARGMAX: tl.constexpr, RECORD: tl.constexpr, ROWS: tl.constexpr, SPAN: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """Half a step: actions (made anew by each chunk's program, cheaper than another launch) and a chunk of h', c'."""
+    chunk = tl.program_id(1)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    index = tl.minimum(row, rows - 1) // episodes
+    scratch_rows = tl.num_programs(0).to(tl.int64) * ROWS
+    step = tl.load(clock + CLOCK_STEP) + step_offset
+    max_steps = tl.load(clock + CLOCK_MAX_STEPS)
+    x_column = tl.arange(0, XP)[None, :]
+    unit = chunk * UNITS + tl.arange(0, UNITS)[None, :]
+    dtype = gate_weights.dtype.element_ty
+    h_now = h + (step % 2) * (scratch_rows * HP) + row[:, None] * HP
+    h_next = h + (1 - step % 2) * (scratch_rows * HP) + row[:, None] * HP
+    # The controller may look at all of c while other programs write their chunks of it: it has two buffers here too.
+    c_now = c + (step % 2) * (scratch_rows * HP) + row[:, None] * HP
+    c_next = c + (1 - step % 2) * (scratch_rows * HP) + row[:, None] * HP
+    x, sound = act(
+        z + row[:, None] * XP, h_now, c_now, index[:, None], layer_weights, layer_biases, last_weights, last_biases,
+        squash, latent, actions, units, HP, XP, FEATURES, UP, ARGMAX, SPAN, ROWS,
+    )  # fmt: skip
+    if chunk == 0:
+        tl.store(acted + row, sound)
+        if RECORD:
+            living = tl.where(step < max_steps, tl.load(alive + row), 0)
+            at = row + step * record_rows.to(tl.int64)
+            is_action = (x_column >= latent) & (x_column < latent + actions) & (living != 0)[:, None]
+            tl.store(record_actions + at[:, None] * actions + (x_column - latent), x, mask=is_action)
+    h_tile = tl.load(h_now + tl.arange(0, HP)[None, :])
+    h_new, c_new = cell_chunk(
+        h_tile, x.to(dtype), gate_weights, gate_biases, c_now + unit, chunk, HP, XP, UNITS, ROWS, DOT
+    )  # fmt: skip
+    tl.store(h_next + unit, h_new.to(dtype))
+    tl.store(c_next + unit, c_new)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def settle_kernel(
+    control_weights, control_biases, choice_weights, choice_biases, value_weights, value_biases,
+    h, z, acted, alive, clock, returns, lengths, failures, record_z, record_rewards,
+    rows, record_rows, episodes, step_offset, temperature,
+    latent, mixtures,
+    HP: tl.constexpr, XP: tl.constexpr, CONTROL: tl.constexpr, SHARED: tl.constexpr, GREEDY: tl.constexpr,
+    SAMPLE_DONE: tl.constexpr, SURVIVAL: tl.constexpr, COMMON: tl.constexpr, RECORD: tl.constexpr,
+    ROWS: tl.constexpr, DIMS: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """The other half: head, next latent, and the books. Failures are counted; returns become NaN outside."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    there = row < rows
+    first_candidate = tl.load(clock + CLOCK_FIRST_CANDIDATE)
+    _, episode, candidate = place(row, rows, episodes, first_candidate, COMMON)
+    key_low, key_high = as_word(tl.load(clock + CLOCK_KEY_LOW)), as_word(tl.load(clock + CLOCK_KEY_HIGH))
+    scratch_rows = tl.num_programs(0).to(tl.int64) * ROWS
+    step = tl.load(clock + CLOCK_STEP) + step_offset
+    max_steps = tl.load(clock + CLOCK_MAX_STEPS)
+    was_alive = tl.load(alive + row)
+    # A graph holds a fixed number of steps: those beyond the last one find nobody alive.
+    living = tl.where(there & (step < max_steps), was_alive, 0)
+    h_next = h + (1 - step % 2) * (scratch_rows * HP) + row[:, None] * HP
+    at = row + step * record_rows.to(tl.int64)
+    gain, ended, sound = imagine(
+        tl.load(h_next + tl.arange(0, HP)[None, :]), z + row[:, None] * XP, record_z + at[:, None] * latent, living,
+        as_word(step), episode, candidate, key_low, key_high, temperature,
+        control_weights, control_biases, choice_weights, choice_biases, value_weights, value_biases,
+        latent, mixtures, HP, CONTROL, SHARED, GREEDY, SAMPLE_DONE, SURVIVAL, RECORD, ROWS, DIMS, DOT,
+    )  # fmt: skip
+    if RECORD:
+        tl.store(record_rewards + at, gain, mask=living != 0)
+    total = tl.load(returns + row, mask=there, other=0.0)
+    length = tl.load(lengths + row, mask=there, other=0)
+    failed = tl.load(failures + row, mask=there, other=0)
+    total, length, now_alive, failed = settle(
+        total, length, living, failed, gain, ended, sound & tl.load(acted + row)
+    )  # fmt: skip
+    tl.store(returns + row, total, mask=there)
+    tl.store(lengths + row, length, mask=there)
+    tl.store(failures + row, failed, mask=there)
+    tl.store(alive + row, now_alive)

@@ -1,0 +1,355 @@
+"""The host's half of the dream's kernels: packing M's weights, sizes of blocks, scratch memory, launches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from . import dream
+from .lstm import pack_gates, padded
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the kernels are launched.
+
+    rows : rollouts a program
+    units : of M's hidden units, how many a chunk takes
+    num_warps, num_stages : of Triton; stages are those of the weights' stream
+    dot : how products are made, see :func:`wm_engine.kernels.maths.product`
+    """
+
+    rows: int = 64
+    units: int = 16
+    num_warps: int = 4
+    num_stages: int = 2
+    dot: str = "ieee"
+
+
+def default_settings(backend: str, arch: int | str, hidden: int, dtype: torch.dtype) -> Settings:
+    """For a target of Triton: backend "cuda" | "hip", arch 80, 90, ... or "gfx942"; any other backend interprets.
+
+    Chosen so that the compiler spills nothing and the chunk's weights fit in shared memory beside the tile of h
+    (``python -m wm_engine.kernels.aot`` checks both); not tuned on any device.
+    """
+    if backend not in ("cuda", "hip"):
+        return Settings(rows=128, units=16, dot="sums")
+    return Settings(num_warps=8, dot="tf32x3" if backend == "cuda" else "ieee")
+
+
+@dataclass(frozen=True)
+class Model:
+    """M's weights, packed for the kernels, with their sizes and settings."""
+
+    tensors: dict[str, Tensor]
+    sizes: dict[str, int]
+    shared: bool
+    settings: Settings
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.tensors["gate_weights"].device
+
+
+def pack_model(
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor,
+    head: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    head_bias: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    settings: Settings,
+) -> Model:
+    """Pack M.
+
+    Parameters
+    ----------
+    weight_ih : [4H, Z+A]; weight_hh : [4H, H]; bias : [4H], in the dtype of the products
+    head : logits [H, C, K], means [H, Z, K], log_stds [H, Z, K], reward [H], done [H]: the head's weight, transposed
+        and taken apart, in the same dtype
+    head_bias : the same of its bias, without H
+    settings : of the launches
+    """
+    hidden, inputs = weight_hh.shape[1], weight_ih.shape[1]
+    latent, mixtures = head[1].shape[1:]
+    shared = head[0].shape[1] == 1
+    hp, dims = padded(hidden), 16 if latent <= 16 else 32
+    units = min(settings.units, hp)
+    gate_weights, gate_biases = pack_gates(weight_ih, weight_hh, bias, units)
+
+    def by_group(weight: Tensor) -> Tensor:
+        """[H, Z, K, n] to [groups of latent dimensions, K, HP, dims · n], zeros filled in."""
+        groups, each = triton.cdiv(latent, dims), weight.shape[-1]
+        full = weight.new_zeros(hp, groups * dims, mixtures, each)
+        full[: weight.shape[0], :latent] = weight
+        full = full.view(hp, groups, dims, mixtures, each).permute(1, 3, 0, 2, 4)
+        return full.reshape(groups, mixtures, hp, dims * each).contiguous()
+
+    def packed(parts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        logits, means, log_stds, reward, done = parts
+        columns = [*(logits[:, 0].unbind(-1) if shared else ()), reward, done]
+        control = reward.new_zeros(hp, padded(len(columns)))
+        control[: len(reward), : len(columns)] = torch.stack(columns, dim=-1)
+        choice = reward.new_zeros(1) if shared else by_group(logits.unsqueeze(-1))
+        return control, choice, by_group(torch.stack([means, log_stds], dim=-1))
+
+    names = ("control", "choice", "value")
+    weights = dict(zip((f"{name}_weights" for name in names), packed(head), strict=True))
+    # A bias is packed as the only row of a weight; the rows of zeros that come with it are dropped.
+    rows = packed(tuple(part.float().unsqueeze(0) for part in head_bias))
+    biases = {
+        f"{name}_biases": (row if row.dim() == 1 else row[..., 0, :]).contiguous()
+        for name, row in zip(names, rows, strict=True)
+    }
+    sizes = {
+        "latent": latent, "hidden": hidden, "mixtures": mixtures, "actions": inputs - latent,
+        "HP": hp, "XP": padded(inputs), "UNITS": units, "DIMS": dims, "SPAN": 16,
+        "CONTROL": weights["control_weights"].shape[1], "ROWS": settings.rows, "STAGES": settings.num_stages,
+    }  # fmt: skip
+    gates = {"gate_weights": gate_weights, "gate_biases": gate_biases}
+    return Model(gates | weights | biases, sizes, shared, settings)
+
+
+@dataclass(frozen=True)
+class Controllers:
+    """The controllers' shape, as the kernels take it.
+
+    features : 1 (z), 2 (z, h) or 3 (z, h, c)
+    squash : a word of :data:`wm_engine.kernels.dream.SQUASHES` for each action dimension, or None for one-hot
+    hidden_units : U, 0 for linear ones
+    """
+
+    features: int
+    squash: tuple[str, ...] | None
+    hidden_units: int
+
+    def values(self, model: Model) -> dict[str, Any]:
+        """The kernels' arguments that say it."""
+        kinds = [0] * model.sizes["XP"]
+        for place, word in enumerate(self.squash or (), start=model.sizes["latent"]):
+            kinds[place] = dream.SQUASHES.index(word)
+        return {
+            "squash": torch.tensor(kinds, dtype=torch.int32, device=model.device),
+            "units": self.hidden_units,
+            "UP": padded(self.hidden_units) if self.hidden_units else 0,
+            "FEATURES": self.features,
+            "ARGMAX": self.squash is None,
+        }
+
+    def pack(self, model: Model, layers: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        """Pack controllers, given as (weight [P, out, in], bias [P, out]) of each layer, float32.
+
+        The first layer's rows are padded to [z in XP, h in HP, c in HP]; the last layer's outputs stand at the columns
+        that actions have in [z, a]. Everything else is zero.
+        """
+        latent, hidden, hp, xp = (model.sizes[name] for name in ("latent", "hidden", "HP", "XP"))
+        weight, bias = layers[0]
+        candidates, outputs = bias.shape
+        first = weight.new_zeros(candidates, outputs, xp + (self.features - 1) * hp)
+        first[..., :latent] = weight[..., :latent]
+        for part in range(self.features - 1):
+            there = weight[..., latent + part * hidden : latent + (part + 1) * hidden]
+            first[..., xp + part * hp : xp + part * hp + hidden] = there
+        last_bias = weight.new_zeros(candidates, xp)
+        last_bias[:, latent : latent + model.sizes["actions"]] = layers[-1][1]
+        if len(layers) == 1:
+            unused = weight.new_zeros(1)
+            return {
+                "layer_weights": first, "layer_biases": unused, "last_weights": unused, "last_biases": last_bias,
+            }  # fmt: skip
+        first_bias = weight.new_zeros(candidates, padded(outputs))
+        first_bias[:, :outputs] = bias
+        last = weight.new_zeros(candidates, model.sizes["actions"], padded(outputs))
+        last[..., :outputs] = layers[1][0]
+        return {"layer_weights": first, "layer_biases": first_bias, "last_weights": last, "last_biases": last_bias}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A block of candidates to dream, and where its results go.
+
+    params : of P candidates, by :meth:`Controllers.pack`
+    z, h, c : float32 [P·E, Z], [P·E, H], [P·E, H]: where each rollout begins
+    returns : float32 [P·E]; lengths, failures : int32 [P·E]
+    record : (z [T, R, Z], actions [T, R, A], rewards [T, R]), float32, zeros, of which this block's rollouts are the
+        first P·E of the R; or None
+    keys : words of the random-number contract; first_candidate : the first one's index in the whole population
+    """
+
+    params: dict[str, Tensor]
+    episodes: int
+    z: Tensor
+    h: Tensor
+    c: Tensor
+    returns: Tensor
+    lengths: Tensor
+    failures: Tensor
+    record: tuple[Tensor, Tensor, Tensor] | None
+    record_rows: int
+    max_steps: int
+    temperature: float
+    keys: tuple[int, int]
+    first_candidate: int
+    survival: bool
+    sample_done: bool
+    common: bool
+
+
+def _signed(word: int) -> int:
+    """A 32-bit word as the int32 of the same bits, so that every seed has one type of argument."""
+    return word - (1 << 32) if word >= 1 << 31 else word
+
+
+def values_of(model: Model, controllers: dict[str, Any], task: Task) -> dict[str, Any]:
+    """The arguments, by name, that all kernels share."""
+    record = task.record if task.record is not None else (task.returns,) * 3
+    return {
+        **model.tensors, **model.sizes, **controllers, **task.params,
+        "returns": task.returns, "lengths": task.lengths, "failures": task.failures,
+        "record_z": record[0], "record_actions": record[1], "record_rewards": record[2],
+        "rows": len(task.returns), "record_rows": task.record_rows, "episodes": task.episodes,
+        "max_steps": task.max_steps, "first_candidate": _signed(task.first_candidate),
+        "key_low": _signed(task.keys[0]), "key_high": _signed(task.keys[1]), "temperature": task.temperature,
+        "SHARED": model.shared, "GREEDY": task.temperature == 0.0, "SAMPLE_DONE": task.sample_done,
+        "SURVIVAL": task.survival, "COMMON": task.common, "RECORD": task.record is not None,
+        "DOT": model.settings.dot,
+    }  # fmt: skip
+
+
+def launch(kernel: Any, grid: tuple[int, ...], values: dict[str, Any], settings: Settings) -> None:
+    """Launch ``kernel`` with those of ``values`` that it takes."""
+    kernel[grid](
+        **{name: values[name] for name in kernel.arg_names},
+        num_warps=settings.num_warps,
+        num_stages=settings.num_stages,
+    )
+
+
+def scratch(model: Model, rows: int, buffers_of_c: int) -> dict[str, Tensor]:
+    """State of ``rows`` rollouts, rounded up to whole tiles: h [2, R, HP], c [buffers, R, HP], z [R, XP], zeros."""
+    tile, hp, xp = (model.sizes[name] for name in ("ROWS", "HP", "XP"))
+    total, device = triton.cdiv(rows, tile) * tile, model.device
+    return {
+        "h": torch.zeros(2, total, hp, dtype=model.tensors["gate_weights"].dtype, device=device),
+        "c": torch.zeros(buffers_of_c, total, hp, device=device),
+        "z": torch.zeros(total, xp, device=device),
+    }
+
+
+def bytes_per_rollout(model: Model) -> int:
+    """Device memory a rollout takes while it is dreamt, starts and results included."""
+    hp, xp, low = model.sizes["HP"], model.sizes["XP"], model.tensors["gate_weights"].element_size()
+    starts = 4 * (model.sizes["latent"] + 2 * model.sizes["hidden"])
+    return 2 * low * hp + 2 * 4 * hp + 4 * xp + starts + 32
+
+
+def begin(state: dict[str, Tensor], task: Task) -> None:
+    """Put the starts into scratch."""
+    for name, start in (("h", task.h), ("c", task.c)):
+        state[name][0, : len(start), : start.shape[1]] = start
+    state["z"][: len(task.z), : task.z.shape[1]] = task.z
+
+
+def persistent(model: Model, controllers: dict[str, Any], task: Task) -> None:
+    """Dream a task with one kernel for all steps; results are written to its tensors."""
+    state = scratch(model, len(task.returns), 1)
+    begin(state, task)
+    tiles = state["z"].shape[0] // model.sizes["ROWS"]
+    with torch.cuda.device_of(task.returns):
+        launch(dream.rollout_kernel, (tiles,), values_of(model, controllers, task) | state, model.settings)
+
+
+STEPS_A_GRAPH = 16
+"""Steps that one captured graph takes: enough that replaying costs little, few enough to stop soon."""
+
+
+class Stepper:
+    """Dreams tasks of one shape step by step, two kernels each; on CUDA devices as a captured graph.
+
+    Owns the memory that the graph works on. Recording, and the interpreter, launch the same kernels one by one.
+    """
+
+    def __init__(self, model: Model, controllers: dict[str, Any], task: Task) -> None:
+        self._model = model
+        rows = len(task.returns)
+        self._state = scratch(model, rows, 2)
+        self._total = self._state["z"].shape[0]
+        device = model.device
+        self._state["alive"] = torch.zeros(self._total, dtype=torch.int32, device=device)
+        self._state["acted"] = torch.zeros(self._total, dtype=torch.int32, device=device)
+        self._state["clock"] = torch.zeros(5, dtype=torch.int32, device=device)
+        self._params = {name: torch.empty_like(value) for name, value in task.params.items()}
+        self._books = tuple(torch.empty_like(book) for book in (task.returns, task.lengths, task.failures))
+        self._values = values_of(model, controllers, task) | self._state
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def run(self, task: Task) -> None:
+        """Dream a task of the shape that this was made for, or of fewer or more steps, another seed, other starts."""
+        with torch.cuda.device_of(task.returns):
+            self._run(task)
+
+    def _run(self, task: Task) -> None:
+        state, rows = self._state, len(task.returns)
+        for name in ("h", "c", "z"):
+            state[name].zero_()
+        begin(state, task)
+        state["alive"][:rows] = 1
+        changing = (0, task.max_steps, _signed(task.first_candidate), *map(_signed, task.keys))
+        state["clock"].copy_(torch.tensor(changing, dtype=torch.int32))
+        for name, value in task.params.items():
+            self._params[name].copy_(value)
+        for book in self._books:
+            book.zero_()
+        values = self._values | self._params
+        values |= dict(zip(("returns", "lengths", "failures"), self._books, strict=True))
+        advance = self._advance(task, values)
+        for done in range(0, task.max_steps, STEPS_A_GRAPH):
+            advance(min(STEPS_A_GRAPH, task.max_steps - done))
+            if (done // STEPS_A_GRAPH) % 2 == 1 and not bool(state["alive"].any()):
+                break
+        returns, lengths, failures = self._books
+        task.returns.copy_(torch.where(failures != 0, torch.nan, returns))
+        task.lengths.copy_(lengths)
+        task.failures.copy_(failures)
+
+    def _advance(self, task: Task, values: dict[str, Any]) -> Callable[[int], None]:
+        """What advances all rollouts by some steps, of which a graph always takes STEPS_A_GRAPH."""
+        if task.record is not None:
+            values = values | dict(zip(("record_z", "record_actions", "record_rewards"), task.record, strict=True))
+
+        def advance(steps: int) -> None:
+            for offset in range(steps):
+                self._step(values | {"step_offset": offset})
+            self._state["clock"][0] += steps
+
+        if task.record is not None or self._model.device.type != "cuda":
+            return advance
+        if self._graph is None:
+            self._graph = self._capture(lambda: advance(STEPS_A_GRAPH))
+        graph = self._graph
+        return lambda steps: graph.replay()
+
+    def _step(self, values: dict[str, Any]) -> None:
+        model = self._model
+        tiles, chunks = self._total // model.sizes["ROWS"], model.sizes["HP"] // model.sizes["UNITS"]
+        launch(dream.advance_kernel, (tiles, chunks), values, model.settings)
+        launch(dream.settle_kernel, (tiles,), values, model.settings)
+
+    def _capture(self, steps: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        # Compiled and loaded before the capture, which allows neither; then the state is put back.
+        kept = {name: value.clone() for name, value in self._state.items()}
+        books = [book.clone() for book in self._books]
+        steps()
+        for name, value in kept.items():
+            self._state[name].copy_(value)
+        for book, value in zip(self._books, books, strict=True):
+            book.copy_(value)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            steps()
+        return graph

@@ -1,0 +1,155 @@
+"""The dream on a GPU: whole rollouts in Triton kernels (``wm_engine.kernels``)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from wm_engine import kernels
+from wm_engine.controller import ControllerSpec
+from wm_engine.dream.types import DreamOutput, RolloutPlan, Starts
+from wm_engine.memory.model import MDNRNN
+from wm_engine.rng import key_words
+
+if TYPE_CHECKING:
+    from wm_engine.kernels import launch  # type: ignore[import-not-found]
+
+FORMS = ("auto", "persistent", "steps")
+
+# Bounds the scratch memory of a launch, not its results; larger populations are dreamt block by block.
+_MOST_BYTES = 4 << 30
+_MOST_ROLLOUTS = 1 << 20
+
+
+class TritonBackend:
+    """Dreams with the Triton kernels, on CUDA devices (AMD's included), or anywhere in Triton's interpreter.
+
+    The products of M run in the given precision with float32 sums; "fp32" makes them of three tf32 products on NVIDIA
+    GPUs, for checking more than for speed. The controller sees z, h as they go into the products; it, the cell and all
+    else are float32. ``form``: "persistent" (one kernel for all steps of a tile of rollouts), "steps" (two kernels a
+    step, in a CUDA graph) or "auto", which takes the faster for the population's size as measured once per device.
+    """
+
+    PRECISIONS = ("fp32", "bf16", "fp16")
+
+    def __init__(
+        self,
+        m: MDNRNN,
+        c: ControllerSpec,
+        device: torch.device,
+        precision: str = "fp32",
+        form: str = "auto",
+        settings: launch.Settings | None = None,
+    ) -> None:
+        interpreted = kernels.interpreted()
+        if device.type != "cuda" and not interpreted:
+            raise RuntimeError("backend 'triton' dreams on cuda; on cpu only with TRITON_INTERPRET=1, for checking")
+        if form not in FORMS:
+            raise ValueError(f"form must be one of {', '.join(map(repr, FORMS))}, but was {form!r}")
+        from wm_engine.kernels import launch
+
+        self._spec, self._form, self._device, self._launch = c, form, device, launch
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        if settings is None:
+            settings = launch.default_settings(*_target(device, interpreted), m.hidden, dtype)
+        w = m.state_dict()
+
+        def weight(value: Tensor) -> Tensor:
+            return value.to(dtype).to(device, copy=True).contiguous()
+
+        def parts(value: Tensor) -> Any:
+            head = m.layout.split(value.to(device))
+            return head.logits, head.means, head.log_stds, head.reward, head.done
+
+        self._model = launch.pack_model(
+            weight(w["lstm.weight_ih_l0"]),
+            weight(w["lstm.weight_hh_l0"]),
+            (w["lstm.bias_ih_l0"].double() + w["lstm.bias_hh_l0"].double()).float().to(device),
+            parts(w["head.weight"].T.to(dtype)),
+            parts(w["head.bias"].float()),
+            settings,
+        )
+        shape = launch.Controllers(len(c.features), None if c.squash == "argmax" else tuple(c.squash), c.hidden_units)
+        self._shape, self._controllers = shape, shape.values(self._model)
+        self._steppers: dict[Any, launch.Stepper] = {}
+
+    @torch.inference_mode()
+    def rollout(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
+        """See :class:`wm_engine.dream.types.Backend`."""
+        spec, device = self._spec, self._device
+        P, E = params.shape[0], plan.episodes
+        params = params.to(device, torch.float32).contiguous()
+        begin = starts.to(device, torch.float32, spec.hidden)
+        returns = torch.empty(P, E, device=device)
+        lengths, failures = (torch.empty(P, E, dtype=torch.int32, device=device) for _ in range(2))
+        record = None
+        if plan.record:
+            shape = (plan.max_steps, P, E)
+            record = tuple(torch.zeros(*shape, *last, device=device) for last in ((spec.latent,), (spec.action,), ()))
+
+        most = min(_MOST_ROLLOUTS, _MOST_BYTES // self._launch.bytes_per_rollout(self._model))
+        block = max(1, most // E)
+        episodes = torch.arange(E, device=device) % len(starts)
+        for first in range(0, P, block):
+            size = min(block, P - first)
+            where = slice(first, first + size)
+            states = (state[episodes].repeat(size, 1) for state in begin)
+            shown = None if record is None else tuple(track[:, where].flatten(1, 2) for track in record)
+            controllers = self._shape.pack(self._model, spec.layers(params[where]))
+            task = self._launch.Task(
+                controllers, E, *states,
+                returns[where].view(-1), lengths[where].view(-1), failures[where].view(-1),
+                shown, P * E, plan.max_steps, plan.temperature, key_words(plan.seed), plan.first_candidate + first,
+                plan.reward == "survival", plan.done == "sample", plan.common_random_numbers,
+            )  # fmt: skip
+            self._dream(task)
+        return DreamOutput(returns, lengths, (failures != 0).any(dim=1), *(record or ()))
+
+    def _dream(self, task: launch.Task) -> None:
+        form = self._form
+        if form == "auto":
+            form = "persistent"
+        if form == "persistent":
+            self._launch.persistent(self._model, self._controllers, task)
+            return
+        key = (
+            len(task.returns), task.episodes, task.temperature, task.survival, task.sample_done, task.common,
+            task.record is not None, task.record_rows,
+        )  # fmt: skip
+        if key not in self._steppers:
+            self._steppers.clear()
+            self._steppers[key] = self._launch.Stepper(self._model, self._controllers, task)
+        self._steppers[key].run(task)
+
+
+def _target(device: torch.device, interpreted: bool) -> tuple[str, int | str]:
+    """The device as Triton names targets: backend and architecture."""
+    if interpreted:
+        return "interpreter", 0
+    if torch.version.hip is not None:
+        return "hip", torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return "cuda", 10 * major + minor
+
+
+def missing() -> str | None:
+    """Why this backend cannot dream here, or None where it can."""
+    reason = kernels.missing()
+    if reason is None and not torch.cuda.is_available() and not kernels.interpreted():
+        return "no GPU that torch can use (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, for checking)"
+    return reason
+
+
+def beyond_limits(m: MDNRNN, c: ControllerSpec) -> str | None:
+    """Which size of M or C the kernels cannot take, or None."""
+    return kernels.beyond_limits(
+        {
+            "hidden": m.hidden,
+            "latent + action": m.latent + m.action,
+            "mixtures": m.mixtures,
+            "action": m.action,
+            "hidden_units": c.hidden_units,
+        }
+    )
