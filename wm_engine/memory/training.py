@@ -14,7 +14,7 @@ from torch import Tensor
 from wm_engine.memory.fidelity import one_step_errors
 from wm_engine.memory.model import MDNRNN
 from wm_engine.memory.sequences import SequenceBatch, gather, schedule
-from wm_engine.ops.mdn import mdn_nll
+from wm_engine.ops.mdn import MixtureHead, mdn_nll
 from wm_engine.records import Recorder
 from wm_engine.runs import Checkpoints, tensors_fingerprint
 from wm_engine.training import Loss, TrainingSettings, fit, keyed_generator
@@ -92,13 +92,7 @@ def train_memory(
             torch.cat([z[:-1], batch.actions], dim=-1), (carried["h"] * begun, carried["c"] * begun)
         )
         carried["h"], carried["c"] = h.detach(), c.detach()
-        parts = m.split(head)
-        latent = _mean(mdn_nll(parts.logits, parts.means, parts.log_stds, z[1:]), batch.live)
-        reward = _mean(((parts.reward - batch.rewards) / scale).square(), batch.live)
-        weight = torch.tensor(settings.end_weight, device=device)
-        end = _mean(
-            F.binary_cross_entropy_with_logits(parts.done, batch.ends, pos_weight=weight, reduction="none"), batch.live
-        )
+        latent, reward, end = losses(m.split(head), z[1:], batch, scale, settings.end_weight)
         value = latent + settings.reward_weight * reward + end
         return value, {"nll_per_dimension": latent, "reward_error": reward, "end_loss": end}
 
@@ -127,15 +121,30 @@ def train_memory(
     return m
 
 
+def losses(
+    parts: MixtureHead, target: Tensor, batch: SequenceBatch, scale: float, end_weight: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The three losses of M's heads, averaged over live steps (the first also over latent dimensions).
+
+    parts : heads [T, B, ...]
+    target : [T, B, Z], the latents that came next
+    scale : standard deviation of the rewards
+
+    Returns the latent's negative log-likelihood in nats a dimension, the reward's squared error in units of its
+    variance, and the end's cross entropy in nats, with the steps that ended their episode weighted by ``end_weight``.
+    """
+    nll = mdn_nll(parts.logits, parts.means, parts.log_stds, target)
+    reward = ((parts.reward - batch.rewards) / scale).square()
+    weight = torch.tensor(end_weight, device=target.device)
+    end = F.binary_cross_entropy_with_logits(parts.done, batch.ends, pos_weight=weight, reduction="none")
+    return nll[batch.live].mean(), reward[batch.live].mean(), end[batch.live].mean()
+
+
 def reward_scale(latents: Latents, episodes: Sequence[int]) -> float:
     """Standard deviation of the recorded rewards, 1 where they are all the same."""
     rewards = torch.cat([latents.rewards(episode) for episode in episodes]).double()
     deviation = rewards.std(correction=0).item()
     return deviation if deviation > 0.0 else 1.0
-
-
-def _mean(values: Tensor, live: Tensor) -> Tensor:
-    return values[live].mean()
 
 
 def _batches_from(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from itertools import pairwise
 
@@ -48,8 +49,27 @@ class VAE(nn.Module):
             nn.ConvTranspose2d(before, after, kernel, stride=2)
             for (before, after), kernel in zip(pairwise(_DECODER_CHANNELS), _DECODER_KERNELS, strict=True)
         )
+        self._initialise()
         # 511 -> 650 training frames/s on 2 cores: frames arrive as NHWC, and oneDNN's kernels like it so.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _initialise(self) -> None:
+        """Weights that keep the variance of what passes through them (He et al. 2015), so that learning begins at once.
+
+        Posteriors begin near unit variance and pictures near mid-grey. An output pixel of a transposed convolution of
+        stride 2 meets a quarter of its kernel.
+        """
+        gains = {self.mu: 1.0, self.logvar: 0.1, self.decoder[-1]: 0.5}
+        for layer in self.modules():
+            if isinstance(layer, nn.ConvTranspose2d):
+                fan_in = layer.weight[:, 0].numel() / 4
+            elif isinstance(layer, (nn.Conv2d, nn.Linear)):
+                fan_in = layer.weight[0].numel()
+            else:
+                continue
+            nn.init.normal_(layer.weight, std=gains.get(layer, math.sqrt(2.0)) / math.sqrt(fan_in))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
     def encode(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """The posterior of each frame: uint8 [B, 64, 64, 3] to mean and log variance, float32 [B, Z] each."""

@@ -1,0 +1,95 @@
+"""Small recordings with known contents, and a training that is stopped on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wm_engine.rollouts import Episode, RolloutStore
+from wm_engine.runs import Checkpoints
+
+ACTIONS = 3
+LATENT = 2
+AFTER_THE_END = 255
+
+
+class PixelVision(nn.Module):
+    """Stands in for V: the first two pixels of a frame are its latent, (value - 128) / 32, exact in float16."""
+
+    latent = LATENT
+
+    def __init__(self, logvar: float = -6.0) -> None:
+        super().__init__()
+        self.register_buffer("log_variance", torch.tensor(logvar))
+
+    def encode(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        mu = (frames[:, 0, :LATENT, 0].float() - 128.0) / 32.0
+        return mu, self.log_variance.expand_as(mu)
+
+
+def known_world(folder: Path, episodes: int = 12, seed: int = 0) -> RolloutStore:
+    """Episodes whose next latent, reward and end follow from the present latent and the action.
+
+    A position moves by 16 times the first action, 32 pixels making one unit of the latent; its speed is the reward;
+    beyond pixel 190 the episode ends. The second latent is -1 throughout, and, after the end, AFTER_THE_END.
+    """
+    store = RolloutStore.open(folder, chunk_steps=16)
+    rng = np.random.default_rng(seed)
+    for index in range(episodes):
+        position, positions, actions = 128, [], []
+        while len(actions) < 60 and position <= 190:
+            positions.append(position)
+            action = rng.uniform(-1.0, 1.0, ACTIONS).astype(np.float32)
+            actions.append(action)
+            position = max(position + round(16.0 * float(action[0]) + 2.0), 64)
+        positions.append(min(position, 255))
+        terminated = position > 190
+        frames = np.zeros((len(positions), 64, 64, 3), dtype=np.uint8)
+        frames[:, 0, 0, 0] = positions
+        frames[:, 0, 1, 0] = 96
+        if terminated:
+            frames[-1, 0, 1, 0] = AFTER_THE_END
+        rewards = np.diff(np.array(positions, dtype=np.float32)) / 16.0
+        store.append(Episode(frames, np.stack(actions), rewards, terminated, not terminated, index, "test"))
+    return store
+
+
+def shades(folder: Path, episodes: int = 5, steps: int = 12, seed: int = 0) -> RolloutStore:
+    """Frames whose upper and lower halves have a random shade each: something for V to learn."""
+    store = RolloutStore.open(folder, chunk_steps=16)
+    rng = np.random.default_rng(seed)
+    for index in range(episodes):
+        frames = np.empty((steps + 1, 64, 64, 3), dtype=np.uint8)
+        for frame in frames:
+            frame[:32], frame[32:] = rng.integers(0, 256, 2)
+        zeros = np.zeros((steps, ACTIONS), dtype=np.float32)
+        store.append(Episode(frames, zeros, zeros[:, 0], False, True, index, "test"))
+    return store
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """A training was stopped on purpose."""
+
+
+class StopAfter(Checkpoints):
+    """Checkpoints that stop the training once those of ``step`` are written."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        super().__init__(folder)
+        self._step = step
+
+    def save(self, step: int, tensors: Mapping[str, Tensor | np.ndarray], state: Mapping[str, Any]) -> None:
+        super().save(step, tensors, state)
+        if step == self._step:
+            raise Stopped
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two models are equal to the bit."""
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
