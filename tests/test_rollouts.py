@@ -240,6 +240,15 @@ def test_a_damaged_index_is_named(tmp_path):
             RolloutStore.open(tmp_path)
 
 
+def test_chunks_without_an_index_are_not_taken_for_an_empty_store(tmp_path):
+    filled(tmp_path, [4])
+    (tmp_path / "index.jsonl").unlink()
+    for create in (True, False):
+        with pytest.raises(CorruptFileError, match=r"index\.jsonl: missing"):
+            RolloutStore.open(tmp_path, create=create)
+    assert len(chunk_files(tmp_path)) == 1
+
+
 # Interruption
 
 
