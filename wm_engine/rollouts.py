@@ -123,8 +123,8 @@ class RolloutStore:
             if any(folder.glob(f"*/*{_SUFFIX}")):
                 # An empty index in its place would have the next write clear these chunks away.
                 raise CorruptFileError(
-                    f"{index}: missing, though there are chunks of episodes beside it. Restore it from a copy, or delete "
-                    f"{folder} to have the episodes collected again."
+                    f"{index}: missing, though there are chunks of episodes beside it. Restore it from a copy, or "
+                    f"delete {folder} to have the episodes collected again."
                 )
             if not create:
                 raise FileNotFoundError(f"{folder}: no rollouts there; run the collect stage first")
