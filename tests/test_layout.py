@@ -28,6 +28,8 @@ PARTS = (
     "fidelity",
     "report",
     "config",
+    "rounds",
+    "assess",
     "stages",
     "pipeline",
     "info",

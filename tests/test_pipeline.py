@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from wm_engine import pipeline
+from wm_engine.assess import scores_file
 from wm_engine.config import Config, make_config, read_config
 from wm_engine.dream.cpp_backend import CppBackend
 from wm_engine.errors import (
@@ -20,8 +21,9 @@ from wm_engine.errors import (
     RunMismatchError,
 )
 from wm_engine.pipeline import run_pipeline, summarize
+from wm_engine.rounds import Round
 from wm_engine.runs import Manifest, RunFolder, lock_folder, write_json, write_text
-from wm_engine.stages import STAGES, Artifact, Round, Stage, file_artifact, scores_file
+from wm_engine.stages import STAGES, Artifact, Stage, file_artifact
 
 MODELS = ("vision", "memory", "controller")
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import click
 from tqdm import tqdm
 
+from wm_engine.assess import assess_folder
 from wm_engine.config import Config, presets, read_config, resolve
 from wm_engine.errors import ConfigError, MissingStageError, WMEngineError
 from wm_engine.info import collect_info, format_info
@@ -22,7 +23,7 @@ from wm_engine.machine import use_threads
 from wm_engine.pipeline import OnChange, Summary, run_pipeline, summarize
 from wm_engine.report import write_report
 from wm_engine.runs import RunFolder, write_json
-from wm_engine.stages import STAGES, evaluate_folder
+from wm_engine.stages import STAGES
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -202,7 +203,7 @@ def evaluate(
             f"{folder.controller}: not there yet. Finish the run first: wm-engine train --run {root}"
         )
     use_threads(config.threads)
-    scores = evaluate_folder(folder, config, video)
+    scores = assess_folder(folder, config, video)
     if output is not None:
         write_json(output, scores)
     click.echo(_score_line("controller", scores["controller"]))

@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from wm_engine.assess import round_score, scores_file
 from wm_engine.config import Config, differences
 from wm_engine.errors import CorruptFileError, MissingStageError, RunMismatchError
 from wm_engine.machine import use_threads
 from wm_engine.records import Recorder
 from wm_engine.report import write_report
+from wm_engine.rounds import Round, check_machine
 from wm_engine.runs import (
     Manifest,
     RunFolder,
@@ -24,7 +26,7 @@ from wm_engine.runs import (
     read_json,
     sweep_temporaries,
 )
-from wm_engine.stages import STAGES, Round, Stage, check_machine, round_score, scores_file
+from wm_engine.stages import STAGES, Stage
 
 _log = logging.getLogger(__name__)
 
@@ -171,6 +173,7 @@ def _advance(current: Round, stage: Stage, manifest: Manifest, on_change: OnChan
             _log.warning("%s; kept", what)
     if entry is not None and entry.done:
         if _is_whole(current, stage, entry, label):
+            current.checkpoints(stage.name).clear()
             _log.info("%s: done, skipped", label)
             return False
         _log.info("%s: its artifacts are gone, made again", label)
@@ -188,6 +191,8 @@ def _advance(current: Round, stage: Stage, manifest: Manifest, on_change: OnChan
     seconds = time.monotonic() - began
     outputs = _output_digests(current, stage, label)
     manifest.put(current.index, stage.name, replace(entry, done=True, outputs=outputs, seconds=seconds))
+    # Not before: without its checkpoints, a stage that is not known to be done would begin anew.
+    current.checkpoints(stage.name).clear()
     current.recorder.log(f"timing.{stage.name}", 0, current.index, seconds=seconds)
     _log.info("%s: done in %.1f s", label, seconds)
     return True
@@ -195,6 +200,7 @@ def _advance(current: Round, stage: Stage, manifest: Manifest, on_change: OnChan
 
 def _begin_anew(current: Round, stage: Stage, manifest: Manifest) -> None:
     stage.clear(current)
+    current.checkpoints(stage.name).clear()
     manifest.drop(current.index, stage.name)
 
 
@@ -235,7 +241,7 @@ def _is_whole(current: Round, stage: Stage, entry: StageEntry, label: str) -> bo
 
 def _publish(run: RunFolder, rounds: Sequence[Round], manifest: Manifest) -> None:
     """Copy the models of the round with the best real score to the top of the run folder; the earliest of equals."""
-    scores = {current.index: round_score(current) for current in rounds}
+    scores = {current.index: round_score(current.folder) for current in rounds}
     known = {index: score for index, score in scores.items() if score is not None}
     if not known:
         return

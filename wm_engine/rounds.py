@@ -1,0 +1,179 @@
+"""A round of the pipeline: where it works, and how its parts are put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from wm_engine.agent import Agent
+from wm_engine.config import Config
+from wm_engine.controller import ControllerSpec, load_controller
+from wm_engine.dream import DreamEngine, Starts
+from wm_engine.dream.starts import recorded_starts
+from wm_engine.envs import make_env
+from wm_engine.errors import ConfigError, MissingDependencyError
+from wm_engine.evolve import DreamFitness, RealFitness, derive_seed
+from wm_engine.memory.model import MDNRNN
+from wm_engine.records import Recorder
+from wm_engine.runs import Checkpoints, RunFolder
+from wm_engine.vision.latents import Latents
+from wm_engine.vision.model import VAE
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a stage works with: the run, which round it is, and the configuration."""
+
+    run: RunFolder
+    index: int
+    config: Config
+    recorder: Recorder
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where this round works."""
+        return self.run.iteration(self.index)
+
+    @property
+    def previous(self) -> RunFolder:
+        """Where the round before this one worked; ValueError in the first round."""
+        if self.index == 0:
+            raise ValueError("the first round has none before it")
+        return self.run.iteration(self.index - 1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where this round's models live."""
+        return device_of(self.config)
+
+    def seed(self, *words: str) -> int:
+        """The seed of one use in this round."""
+        return derive_seed(self.config.seed, self.index, *words)
+
+    def checkpoints(self, stage: str) -> Checkpoints:
+        """Where an unfinished stage keeps its state."""
+        return Checkpoints(self.folder.checkpoints(stage))
+
+
+def device_of(config: Config) -> torch.device:
+    name = config.device
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"device: {name!r} cannot be used here ({reason}). `wm-engine info` lists the devices."
+        ) from error
+    return device
+
+
+def check_machine(config: Config) -> None:
+    """Raise ConfigError or MissingDependencyError where this machine cannot dream as ``config`` asks.
+
+    Asked before the first stage: the dream comes hours later in a long run.
+    """
+    spec = ControllerSpec(latent=1, hidden=1, action=1, squash="tanh")
+    make_engine(config, MDNRNN(latent=1, action=1, hidden=1, mixtures=1, mixture=config.memory.mixture), spec)
+
+
+def load_models(current: Round) -> tuple[VAE, MDNRNN]:
+    return VAE.load(current.folder.vision), MDNRNN.load(current.folder.memory)
+
+
+def make_agent(folder: RunFolder, config: Config, params: Tensor | None = None) -> Agent:
+    """The controller of ``folder``, or another of its shape, on the folder's V and M."""
+    spec, own = load_controller(folder.controller)
+    chosen = own if params is None else params
+    vae, m = VAE.load(folder.vision), MDNRNN.load(folder.memory)
+    return Agent(vae, m, spec, chosen.unsqueeze(0), device_of(config), config.vision.precision)
+
+
+def controller_spec(current: Round, m: MDNRNN) -> ControllerSpec:
+    settings = current.config.controller
+    squash = settings.squash or _squash(current)
+    try:
+        return ControllerSpec(m.latent, m.hidden, m.action, settings.features, squash, settings.hidden_units)
+    except ValueError as error:
+        raise ConfigError(f"controller: {error}") from error
+
+
+def _squash(current: Round) -> tuple[str, ...]:
+    """A squash for every action dimension whose range is the environment's: tanh for [-1, 1], sigmoid for [0, 1]."""
+    words = {(-1.0, 1.0): "tanh", (0.0, 1.0): "sigmoid"}
+    env = make_env(current.config.env, 1)
+    ranges = list(zip(env.action_low.tolist(), env.action_high.tolist(), strict=True))
+    env.close()
+    for dimension, bounds in enumerate(ranges):
+        if bounds not in words:
+            raise ConfigError(
+                f"env.id: action {dimension} of {current.config.env.id} ranges over {list(bounds)}, but a controller "
+                "acts in [-1, 1] or [0, 1]. Wrap it with gymnasium.wrappers.RescaleAction and register that."
+            )
+    return tuple(words[bounds] for bounds in ranges)
+
+
+def make_engine(config: Config, m: MDNRNN, spec: ControllerSpec) -> DreamEngine:
+    settings = config.dream
+    try:
+        return DreamEngine(m, spec, device_of(config), settings.backend, settings.precision)
+    except ValueError as error:
+        raise ConfigError(f"dream: {error}") from error
+    except RuntimeError as error:
+        raise MissingDependencyError(f"dream.backend: {error}") from error
+
+
+def dream_starts(current: Round, m: MDNRNN, use: str, count: int, mid_fraction: float) -> Starts:
+    latents = Latents.open(current.folder.latents)
+    return recorded_starts(m, latents, count, mid_fraction, current.seed("starts", use))
+
+
+def dream_fitness(
+    current: Round, m: MDNRNN, spec: ControllerSpec, use: str, episodes: int, max_steps: int
+) -> DreamFitness:
+    """The dream as the controller is trained in it, with the luck of one use of it."""
+    settings = current.config.controller
+    return DreamFitness(
+        make_engine(current.config, m, spec),
+        dream_starts(current, m, use, settings.starts, settings.mid_fraction),
+        episodes=episodes,
+        max_steps=max_steps,
+        temperature=settings.temperature,
+        reward=settings.reward,
+        done=settings.done,
+        seed=current.seed("dream", use),
+    )
+
+
+def real_fitness(
+    current: Round,
+    vae: VAE,
+    m: MDNRNN,
+    spec: ControllerSpec,
+    use: str,
+    episodes: int,
+    max_steps: int,
+    patience: int = 0,
+) -> RealFitness:
+    """The real environment, with the tracks of one use of it."""
+    return RealFitness(
+        current.config.env,
+        vae,
+        m,
+        spec,
+        episodes=episodes,
+        max_steps=max_steps,
+        patience=patience,
+        final_steps=current.config.controller.final_real_steps,
+        lanes=current.config.controller.real_lanes,
+        seed=current.seed("real", use),
+        device=current.device,
+        precision=current.config.vision.precision,
+    )
+
+
+def evolution_result(folder: RunFolder) -> Path:
+    return folder.evolution / "result.safetensors"
