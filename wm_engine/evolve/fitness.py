@@ -112,8 +112,8 @@ class RealFitness:
     vae, mdnrnn, spec : the agent's parts
     episodes, max_steps : E, and where an episode of a generation is cut
     patience : end an episode of a generation after so many steps in a row without a positive reward; 0: never. A
-        cheaper fitness, not the same one: what a stuck car would still lose (0.1 points a step) is not counted, nor what
-        it might still find, so lost causes look a little better than they are.
+        cheaper fitness, not the same one: what a stuck car would still lose (0.1 points a step) is not counted, so lost
+        causes look a little better than they are.
     final_steps : where an episode of :meth:`fresh` is cut, which knows no patience; None: at ``max_steps``
     lanes : environments driven at once; bounds the memory. Results depend on it in the last bits only.
     device, precision : of the agent
