@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -92,3 +93,15 @@ def _check_distribution(rival: Rival, setup: Setup) -> None:
 
 def _list(numbers: tuple[float, ...]) -> str:
     return ", ".join(f"{number:.2g}" for number in numbers)
+
+
+def check_values(name: str, values: Iterable[Tensor], exact: Iterable[Tensor], yardstick: Iterable[Tensor]) -> None:
+    """Hold an op's outputs to float64 ones: the largest error at most twice plain torch's, plus 1e-6 of the largest."""
+    for place, (value, truth, plain) in enumerate(zip(values, exact, yardstick, strict=True)):
+        truth = truth.detach().double().cpu()
+        error, allowed = (float((each.detach().double().cpu() - truth).abs().max()) for each in (value, plain))
+        limit = _FACTOR * allowed + _FLOOR * float(truth.abs().max())
+        if not error <= limit:
+            raise WrongResultError(
+                f"{name}: output {place} is {error:.2g} off, should be at most {limit:.2g}; no speed is given"
+            )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,55 @@ from wm_engine.ops.mdn import MIXTURES
 from wm_engine.runs import write_json
 
 from . import history, plots
+from .check import WrongResultError
+from .costs import step_cost
 from .dreams import Entry, measure
 from .peers import torch_compile
+from .profile_cpu import CpuProfile, chrome_trace, profile_cpp
+from .profile_torch import profile_torch
 from .provenance import provenance
 from .rivals import Rival, rivals
-from .tables import dream_table, machine_lines, workload_line
-from .workload import Workload
+from .roofs import Roofs, measure_roofs
+from .tables import aligned, dream_table, machine_lines, workload_line
+from .workload import Workload, prepare
+
+_MOST_OPERATORS = 15
+
+_SIZES = {
+    "-E": ("episodes", 16, "Episodes a candidate."),
+    "-T": ("steps", 200, "Most steps of an episode; a timed run takes fewer if these last over a second."),
+    "-Z": ("latent", 32, "Latent dimensions."),
+    "-H": ("hidden", 256, "Hidden units of M."),
+    "-K": ("mixtures", 5, "Mixture components."),
+}
+
+
+def _workload_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that both commands describe a workload with."""
+    share = click.FloatRange(0.0, 1.0, max_open=True)
+    options = [
+        *(
+            click.option(letter, name, type=click.IntRange(1), default=default, show_default=True, help=text)
+            for letter, (name, default, text) in _SIZES.items()
+        ),
+        click.option("--mixture", type=click.Choice(MIXTURES), default="per_dim", show_default=True),
+        click.option(
+            "--early-end", type=share, default=0.0, show_default=True, help="Share of rollouts that end before step T."
+        ),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True),
+        click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all this process may use]"),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def _say(text: str) -> None:
     click.echo(text, err=True)
+
+
+def _device(name: str) -> str:
+    return name if name != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @click.command()
@@ -37,27 +77,7 @@ def _say(text: str) -> None:
     show_default=True,
     help="Candidates; give it several times for a sweep (peers that dream one by one run in the first).",
 )
-@click.option("-E", "episodes", type=click.IntRange(1), default=16, show_default=True, help="Episodes a candidate.")
-@click.option(
-    "-T",
-    "steps",
-    type=click.IntRange(1),
-    default=200,
-    show_default=True,
-    help="Most steps of an episode; a timed run takes fewer if these last over a second.",
-)
-@click.option("-Z", "latent", type=click.IntRange(1), default=32, show_default=True, help="Latent dimensions.")
-@click.option("-H", "hidden", type=click.IntRange(1), default=256, show_default=True, help="Hidden units of M.")
-@click.option("-K", "mixtures", type=click.IntRange(1), default=5, show_default=True, help="Mixture components.")
-@click.option("--mixture", type=click.Choice(MIXTURES), default="per_dim", show_default=True)
-@click.option(
-    "--early-end",
-    type=click.FloatRange(0.0, 1.0, max_open=True),
-    default=0.0,
-    show_default=True,
-    help="Share of the rollouts that end before step T.",
-)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+@_workload_options
 @click.option("--backend", "backends", multiple=True, help="Engine backends to time.  [default: all here]")
 @click.option("--precision", "precisions", multiple=True, help="Precisions to time.  [default: fp32, bf16, int8]")
 @click.option(
@@ -67,7 +87,6 @@ def _say(text: str) -> None:
     show_default=True,
     help="Whom to compare with; all adds torch.compile, which takes a minute to compile.",
 )
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all this process may use]")
 @click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Timed runs of each rival.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="Write the rows here too.")
 @click.option(
@@ -85,11 +104,19 @@ def _say(text: str) -> None:
 )
 @click.option("--history", "show_history", is_flag=True, help="Measure nothing; plot what was measured so far.")
 def bench(
-    populations: tuple[int, ...], episodes: int, steps: int, latent: int, hidden: int, mixtures: int, mixture: str,
-    early_end: float, device: str, backends: tuple[str, ...], precisions: tuple[str, ...], peers: str,
-    threads: int | None, rounds: int, json_path: Path | None, plot_path: Path | None, history_file: Path | None,
+    populations: tuple[int, ...],
+    device: str,
+    threads: int | None,
+    backends: tuple[str, ...],
+    precisions: tuple[str, ...],
+    peers: str,
+    rounds: int,
+    json_path: Path | None,
+    plot_path: Path | None,
+    history_file: Path | None,
     show_history: bool,
-) -> None:  # fmt: skip
+    **sizes: Any,
+) -> None:
     """Time dreams, beside the peers and the machine's ceiling.
 
     Every rival is first checked against a float64 dream; a wrong one gets no speed, and the exit status is 1. Rivals
@@ -108,22 +135,21 @@ def bench(
     if show_history:
         _show_history(path, plot_path or Path("history.png"))
         return
-    chosen = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(device)
     torch.set_num_threads(threads or available_cpus())
-    field, reasons = _field(chosen, threads, backends, precisions or ("fp32", "bf16", "int8"), peers)
+    field, reasons = _field(device, threads, backends, precisions or ("fp32", "bf16", "int8"), peers)
     if not field:
         raise click.UsageError(f"nothing to time: no such backend or precision here ({_joined(reasons)})")
-    origin = provenance(chosen, threads)
+    origin = provenance(device, threads)
     for line in machine_lines(origin):
         click.echo(line)
     for name, reason in reasons.items():
         click.echo(f"not here: {name}: {reason}")
     entries: list[Entry] = []
     for index, candidates in enumerate(populations):
-        work = Workload(candidates, episodes, steps, latent, hidden, mixtures, 3, mixture, early_end)
         here = field if index == 0 else [rival for rival in field if rival.sample is None]
-        measured = measure(work, here, rounds, _say)
-        click.echo("\n" + workload_line(measured[0]))
+        measured = measure(Workload(candidates, **sizes), here, rounds, _say)
+        click.echo("\n" + workload_line(measured[0].workload))
         for line in dream_table(measured):
             click.echo(line)
         history.append(path, [entry.row() | origin for entry in measured])
@@ -137,6 +163,115 @@ def bench(
         click.echo(f"plotted to {plot_path}")
     if any(entry.wrong for entry in entries):
         sys.exit(1)
+
+
+@click.command()
+@click.option("-P", "candidates", type=click.IntRange(1), default=64, show_default=True, help="Candidates.")
+@_workload_options
+@click.option("--backend", default="auto", show_default=True, help="The engine's backend.")
+@click.option("--precision", default="fp32", show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("profile"),
+    show_default=True,
+    metavar="DIR",
+    help="Where trace.json, profile.json and roofline.png go.",
+)
+def profile(
+    candidates: int, device: str, threads: int | None, backend: str, precision: str, out: Path, **sizes: Any
+) -> None:
+    """Show where the time of a dream step goes.
+
+    The C++ core times its own phases in builds made for it (it says how to make one); other backends are watched by
+    torch.profiler, operator by operator on a CPU and kernel by kernel on a GPU. The backend is checked first: a wrong
+    one is not profiled. trace.json opens in ui.perfetto.dev or chrome://tracing.
+
+    \b
+    Examples:
+      wm-engine profile
+      wm-engine profile --precision bf16 --mixture shared --out profile-shared
+      wm-engine profile --backend torch -T 20
+    """
+    device = _device(device)
+    threads = threads or available_cpus()
+    torch.set_num_threads(threads)
+    engines = [rival for rival in rivals(device, threads)[0] if rival.kind == "engine" and rival.precision == precision]
+    chosen = next((rival for rival in engines if backend in ("auto", rival.name.split()[0])), None)
+    if chosen is None:
+        there = ", ".join(rival.name.split()[0] for rival in engines) or "none"
+        raise click.UsageError(f"no backend {backend!r} in {precision} on {device}; there is {there}")
+    setup = prepare(Workload(candidates, **sizes))
+    origin = provenance(device, threads)
+    for line in (*machine_lines(origin), f"{chosen.name}, {workload_line(setup.workload)}"):
+        click.echo(line)
+    roofs = measure_roofs(device, precision, threads)
+    out.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = {"machine": origin, "backend": chosen.name, "workload": dataclasses.asdict(setup.workload)}
+    record["roofs"] = dataclasses.asdict(roofs)
+    try:
+        if chosen.name.startswith("cpp"):
+            phases = profile_cpp(chosen, setup, threads)
+            write_json(out / "trace.json", chrome_trace(phases))
+            _show_phases(phases, roofs, out / "roofline.png", chosen.name)
+            record["phases"] = [dataclasses.asdict(phase) for phase in phases.phases]
+        else:
+            operators = profile_torch(chosen, setup, out / "trace.json")
+            total = sum(operator.seconds for operator in operators)
+            cost = step_cost(setup.workload, precision, setup.workload.rollouts)
+            flops = cost.flops * setup.lived_steps() / total
+            rows = [
+                [
+                    operator.name[:60],
+                    f"{100 * operator.share:.1f} %",
+                    f"{operator.calls:,}",
+                    f"{1e6 * operator.seconds / operator.calls:,.1f}",
+                    "" if operator.gflops is None else f"{operator.gflops:,.0f}",
+                ]
+                for operator in operators[:_MOST_OPERATORS]
+            ]
+            click.echo("\n".join(aligned([["operator or kernel", "time", "calls", "us a call", "GFLOP/s"], *rows])))
+            click.echo(f"all together {total:.3f} s, {flops / 1e9:,.0f} GFLOP/s{_of_peak(flops, roofs)}")
+            point = {"a dream step": (cost.flops / cost.bytes, flops / 1e9, 1.0)}
+            plots.write(plots.roofline_plot(point, roofs, chosen.name), out / "roofline.png")
+            record["operators"] = [dataclasses.asdict(operator) for operator in operators]
+    except WrongResultError as error:
+        click.echo(f"WRONG, not profiled: {error}")
+        sys.exit(1)
+    write_json(out / "profile.json", record)
+    click.echo(f"trace.json, profile.json and roofline.png are in {out}")
+
+
+def _show_phases(profile: CpuProfile, roofs: Roofs, path: Path, title: str) -> None:
+    rows = [
+        [
+            phase.name,
+            f"{100 * phase.share:.1f} %",
+            f"{phase.nanoseconds:,.0f}",
+            "" if phase.gflops is None else f"{phase.gflops:,.0f}",
+            "" if phase.gflops is None or not roofs.flops else f"{100e9 * phase.gflops / roofs.flops:.0f} %",
+            "" if phase.intensity is None else f"{phase.intensity:.1f}",
+        ]
+        for phase in profile.phases
+    ]
+    total = sum(phase.nanoseconds for phase in profile.phases)
+    rows.append(["all", "100.0 %", f"{total:,.0f}", "", "", ""])
+    click.echo("\n".join(aligned([["phase", "time", "ns a step", "GFLOP/s", "of peak", "flops/byte"], *rows])))
+    peak = f"{roofs.flops / 1e9:,.0f} GFLOP/s matrix product" if roofs.flops else "no matrix product at this precision"
+    click.echo(
+        f"{profile.row_steps:,} rollout steps in tiles of {profile.rows_a_tile:.0f}; ns of one thread; rates of all "
+        f"threads; measured roofs: {peak}, {roofs.memory / 1e9:,.0f} GB/s memory"
+    )
+    points = {
+        phase.name: (phase.intensity, phase.gflops, phase.share)
+        for phase in profile.phases
+        if phase.gflops is not None and phase.intensity is not None
+    }
+    plots.write(plots.roofline_plot(points, roofs, title), path)
+
+
+def _of_peak(flops: float, roofs: Roofs) -> str:
+    return f", {100 * flops / roofs.flops:.0f} % of a large matrix product's" if roofs.flops else ""
 
 
 def _field(

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from wm_engine.report.figures import LIGHT, label, legend, new_axes
 from wm_engine.runs import atomic_write
 
 from .dreams import Entry
+from .roofs import Roofs
 
 _LINES = ("-", "--", "-.", ":")
 
@@ -60,6 +62,31 @@ def history_plot(series: Mapping[str, Sequence[tuple[str, float]]]) -> Figure:
     panel.set_yscale("log")
     label(panel, LIGHT, y="dream steps/s")
     legend(panel, LIGHT, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def roofline_plot(points: Mapping[str, tuple[float, float, float]], roofs: Roofs, title: str) -> Figure:
+    """Phases as dots, (flops a byte, GFLOP/s, share of the time) each, sized by share, under the measured roofs."""
+    figure, (panel,) = new_axes(LIGHT, width=7.2, height=4.6)
+    intensities = [point[0] for point in points.values()] or [1.0]
+    low, high = min(intensities) / 4, max(intensities) * 8
+    edges = np.geomspace(low, high, 200)
+    peak = roofs.flops or float("inf")
+    bandwidths = {"memory": roofs.memory} | ({"a core's cache": roofs.cache} if roofs.cache else {})
+    for style, (name, bandwidth) in zip(_LINES, bandwidths.items(), strict=False):
+        heights = np.minimum(edges * bandwidth, peak) / 1e9
+        panel.plot(edges, heights, color=LIGHT.muted, linestyle=style, label=f"{name}: {bandwidth / 1e9:,.0f} GB/s")
+    if roofs.flops:
+        panel.axhline(peak / 1e9, color=LIGHT.ink, linewidth=1.0, label=f"matrix product: {peak / 1e9:,.0f} GFLOP/s")
+    for index, (name, (intensity, gflops, share)) in enumerate(points.items()):
+        colour = LIGHT.accents[index % len(LIGHT.accents)]
+        panel.scatter([intensity], [gflops], s=30 + 400 * share, color=colour, alpha=0.85, zorder=3)
+        text = f"{name}, {100 * share:.0f} %"
+        panel.annotate(text, (intensity, gflops), (7, 7), textcoords="offset points", fontsize=8, color=LIGHT.ink)
+    panel.set_xscale("log")
+    panel.set_yscale("log")
+    label(panel, LIGHT, x="flops a byte", y="GFLOP/s (dots: share of the time)", title=title)
+    legend(panel, LIGHT, loc="lower right")
     return figure
 
 

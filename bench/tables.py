@@ -7,6 +7,7 @@ from typing import Any
 
 from .dreams import Entry
 from .measure import WIDE
+from .workload import Workload
 
 _SHORT = {
     "one rollout at a time fp32": "loop",
@@ -55,9 +56,8 @@ def dream_table(entries: Sequence[Entry]) -> list[str]:
     return lines + [f"WRONG, no speed given: {entry.wrong}" for entry in entries if entry.wrong]
 
 
-def workload_line(entry: Entry) -> str:
+def workload_line(w: Workload) -> str:
     """The workload in letters of the legend."""
-    w = entry.workload
     ends = f", {100 * w.early_end:.0f} % of the rollouts end early" if w.early_end else ""
     return (
         f"P={w.candidates} E={w.episodes} T={w.steps} Z={w.latent} H={w.hidden} K={w.mixtures} A={w.action}, "

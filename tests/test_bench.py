@@ -1,18 +1,21 @@
 """The measuring itself: turns, ratios, checks that refuse wrong results, a guard that sees a slowed build."""
 
 import json
-import time
+import sys
 
 import pytest
 import torch
 from click.testing import CliRunner
 
 from wm_engine import DreamEngine
-from wm_engine.bench import dreams, guard, history, plots, rivals, tables
-from wm_engine.bench.check import STEPS, WrongResultError, check, compare
-from wm_engine.bench.commands import bench
+from wm_engine.bench import dreams, guard, history, plots, profile_cpu, rivals, roofs, tables
+from wm_engine.bench import measure as measure_module
+from wm_engine.bench.check import STEPS, WrongResultError, check, check_values, compare
+from wm_engine.bench.commands import bench, profile
+from wm_engine.bench.costs import phase_costs
 from wm_engine.bench.measure import Timing, interleave, ratio
 from wm_engine.bench.workload import Workload, prepare
+from wm_engine.errors import MissingDependencyError
 from wm_engine.ops.mdn import MIXTURES
 
 SMALL = {"candidates": 3, "episodes": 4, "steps": 24, "latent": 6, "hidden": 16, "mixtures": 3}
@@ -125,32 +128,56 @@ def test_a_wrong_rival_gets_no_speed(monkeypatch):
     assert f"after {STEPS} steps" in by_name["changed"].wrong
 
 
-def _slowed(rival, factor):
-    def build(setup):
-        run = rival.build(setup)
+class _Clock:
+    """A clock that only the timed runs move."""
 
-        def slow():
-            began = time.perf_counter()
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def charge(self, run, seconds):
+        def charged():
             out = run()
-            time.sleep((factor - 1) * (time.perf_counter() - began))
+            self.now += seconds
             return out
 
-        return slow
+        return charged
 
-    return rivals.Rival(rival.name, rival.kind, rival.device, rival.precision, build)
+    def rival(self, seconds_a_step):
+        """The torch backend, taking so long a step."""
+        real = _engine()
+
+        def build(setup):
+            return self.charge(real.build(setup), seconds_a_step * setup.workload.steps)
+
+        return rivals.Rival(real.name, real.kind, real.device, real.precision, build)
 
 
 def test_the_guard_catches_a_slowed_build(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(dreams, "_RUN_SECONDS", 0.05)
+    clock = _Clock()
+    monkeypatch.setattr(measure_module, "time", clock)
+    monkeypatch.setattr(dreams, "time", clock)
+    monkeypatch.setattr(dreams, "products", lambda setup, *_: clock.charge(lambda: None, 0.01 * setup.workload.steps))
     monkeypatch.setattr(guard, "_workload", lambda mixture: Workload(**SMALL, mixture=mixture))
-    monkeypatch.setattr(guard, "_field", lambda device: [_engine()])
     path = tmp_path / "baseline.json"
-    arguments = ["--baseline", str(path), "--rounds", "5", "--margin", "0.6"]
-    assert guard.main(arguments) == 2, "no baseline yet"
-    assert guard.main([*arguments, "--update"]) == 0
-    monkeypatch.setattr(guard, "_field", lambda device: [_slowed(_engine(), 6.0)])
-    assert guard.main(arguments) == 1
-    assert "SLOWER: torch fp32 / bare matrix products fp32" in capsys.readouterr().out
+    arguments = ["--baseline", str(path), "--rounds", "3"]
+
+    def status(seconds_a_step, *more):
+        monkeypatch.setattr(guard, "_field", lambda device: [clock.rival(seconds_a_step)])
+        return guard.main([*arguments, *more])
+
+    assert status(0.02) == 2, "no baseline yet"
+    assert status(0.02, "--update") == 0
+    assert status(0.02) == 0
+    assert status(0.022) == 0, "9 % slower is within the margin"
+    assert status(0.025) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("SLOWER")]
+    assert lines == [
+        f"SLOWER: torch fp32 / bare matrix products fp32, {mixture}: was 0.500, is 0.400, 20 % less"
+        for mixture in sorted(MIXTURES)
+    ]
 
 
 def test_the_guard_refuses_a_wrong_build(monkeypatch, tmp_path, capsys):
@@ -219,3 +246,111 @@ def test_a_plot_leaves_out_what_was_wrong(tmp_path):
     entries = [dreams.Entry("a", "engine", "fp32", Workload(), wrong="no")]
     plots.write(plots.population_plot(entries), tmp_path / "p.png")
     assert (tmp_path / "p.png").exists()
+
+
+def test_the_costs_of_the_phases_are_those_of_the_matrices():
+    for mixture in MIXTURES:
+        work = Workload(mixture=mixture)
+        flops = {name: cost.flops for name, cost in phase_costs(work, "fp32", 48).items()}
+        dense = work.macs_per_step()
+        assert flops["gates"] == 2 * dense["gates"]
+        assert flops["controller"] == 2 * dense["controller"]
+        head = flops["reward_and_end"] + flops["mixture"]
+        if mixture == "per_dim":
+            assert head == 2 * dense["head"]
+        else:
+            assert head == 2 * 256 * (2 * 32 + 5 + 2), "one component of five"
+
+
+def test_bytes_fall_with_the_tile_and_with_the_precision():
+    def gates(precision, rows):
+        return phase_costs(Workload(), precision, rows)["gates"].bytes
+
+    assert gates("fp32", 1) - gates("fp32", 2) == 4 * 1024 * 291 / 2
+    assert gates("bf16", 1) < gates("fp32", 1)
+
+
+class _Core:
+    """A core with laps of 1, 2, ... microseconds a phase, for two rollouts and ten steps on one thread."""
+
+    def __init__(self):
+        names = list(profile_cpu.PHASES)
+        events = []
+        for step in range(10):
+            for place, name in enumerate(names):
+                began = 100_000 * step + 10_000 * place
+                events.append((0, name, 2, began, began + 1000 * (place + 1)))
+        self._laps = {
+            "nanoseconds": {name: 10_000 * (place + 1) for place, name in enumerate(names)},
+            "rows": dict.fromkeys(names, 20),
+            "first": events,
+        }
+
+    def take_laps(self):
+        return self._laps
+
+
+def test_phases_add_up(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wm_engine._C", _Core())
+    setup = prepare(Workload(**SMALL))
+    profile = profile_cpu.profile_cpp(_engine(), setup, threads=2)
+    assert sum(phase.share for phase in profile.phases) == pytest.approx(1.0)
+    assert profile.row_steps == 20
+    assert profile.rows_a_tile == 2
+    gates = next(phase for phase in profile.phases if phase.name == "gates and cell")
+    assert gates.nanoseconds == 1000
+    assert gates.gflops == pytest.approx(2 * 2 * 64 * (6 + 3 + 16) / 1000), "two threads, 2 flops a multiply-add"
+    trace = profile_cpu.chrome_trace(profile)["traceEvents"]
+    assert trace[0] == {
+        "name": "controller",
+        "cat": "dream",
+        "ph": "X",
+        "pid": 0,
+        "tid": 0,
+        "ts": 0.0,
+        "dur": 1.0,
+        "args": {"rollouts": 2},
+    }
+
+
+def test_a_core_without_laps_says_how_to_get_them(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wm_engine._C", object())
+    with pytest.raises(MissingDependencyError, match="WM_PROFILE=ON"):
+        profile_cpu.profile_cpp(_engine(), prepare(Workload(**SMALL)), threads=1)
+
+
+def test_the_profile_of_a_wrong_backend_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wm_engine._C", _Core())
+    with pytest.raises(WrongResultError):
+        profile_cpu.profile_cpp(_changed(_engine(), torch.zeros_like), prepare(Workload(**SMALL)), threads=1)
+
+
+def test_the_profile_command_writes_trace_table_and_plot(monkeypatch, tmp_path):
+    monkeypatch.setattr(roofs, "_SIDE", {"cpu": 64})
+    monkeypatch.setattr(roofs, "_MEMORY_BYTES", {"cpu": 1 << 16})
+    threads = torch.get_num_threads()
+    try:
+        arguments = ["-P2", "-E3", "-T4", "-Z4", "-H8", "-K2", "--backend=torch", "--out", str(tmp_path / "p")]
+        result = CliRunner().invoke(profile, arguments)
+    finally:
+        torch.set_num_threads(threads)
+    assert result.exit_code == 0, result.output
+    assert "aten::" in result.output
+    assert json.loads((tmp_path / "p" / "trace.json").read_text())["traceEvents"]
+    assert json.loads((tmp_path / "p" / "profile.json").read_text())["operators"]
+    assert (tmp_path / "p" / "roofline.png").stat().st_size > 0
+
+
+def test_an_unknown_backend_to_profile_is_an_error_of_use(tmp_path):
+    result = CliRunner().invoke(profile, ["--backend", "abacus", "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "abacus" in result.output
+
+
+def test_values_are_held_to_float64():
+    exact = [torch.linspace(0, 1, 10, dtype=torch.float64)]
+    plain = [exact[0].float()]
+    check_values("op", plain, exact, plain)
+    for wrong in (plain[0] + 1e-4, plain[0].flip(0), torch.full((10,), float("nan"))):
+        with pytest.raises(WrongResultError):
+            check_values("op", [wrong], exact, plain)

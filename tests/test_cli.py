@@ -13,7 +13,7 @@ from wm_engine.config import resolve
 from wm_engine.errors import StorageError
 from wm_engine.pipeline import Summary
 
-COMMANDS = ["bench", "collect", "evaluate", "info", "report", "train"]
+COMMANDS = ["bench", "collect", "evaluate", "info", "profile", "report", "train"]
 
 
 @pytest.fixture(autouse=True)

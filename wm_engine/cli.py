@@ -1,4 +1,4 @@
-"""The command line: ``wm-engine train | collect | evaluate | report | info | bench``."""
+"""The command line: ``wm-engine train | collect | evaluate | report | info | bench | profile``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from wm_engine.stages import STAGES
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_BENCHES = ("bench",)
+_BENCHES = ("bench", "profile")
 _USAGE = 2
 _INTERRUPTED = 128 + signal.SIGINT
 
