@@ -44,7 +44,7 @@ def add_products(y, x, weights, width, first, outputs, COLUMNS: tl.constexpr):
 
 @triton.jit
 def layer(
-    y, z_row, h_row, c_row, weights, first, outputs,
+    y, z, h, c, local, weights, first, outputs, padded_hidden,
     HP: tl.constexpr, XP: tl.constexpr, FEATURES: tl.constexpr, COLUMNS: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     """Add a layer's products with the features z, h, c to y [ROWS, COLUMNS]; see :func:`add_products`.
@@ -54,41 +54,42 @@ def layer(
     width: tl.constexpr = XP + (FEATURES - 1) * HP
     span = tl.arange(0, SPAN)[None, :]
     for start in range(0, XP, SPAN):
-        x = tl.load(z_row + start + span)
+        x = tl.load(z + start + (local[:, None] * XP + span))
         y = add_products(y, x, weights + start + span, width, first, outputs, COLUMNS)
     if FEATURES > 1:
-        for start in range(0, HP, SPAN):
-            x = tl.load(h_row + start + span).to(tl.float32)
+        for start in range(0, padded_hidden, SPAN):
+            x = tl.load(h + start + (local[:, None] * HP + span)).to(tl.float32)
             y = add_products(y, x, weights + XP + start + span, width, first, outputs, COLUMNS)
     if FEATURES > 2:
-        for start in range(0, HP, SPAN):
-            x = tl.load(c_row + start + span)
+        for start in range(0, padded_hidden, SPAN):
+            x = tl.load(c + start + (local[:, None] * HP + span))
             y = add_products(y, x, weights + XP + HP + start + span, width, first, outputs, COLUMNS)
     return y
 
 
 @triton.jit
 def act(
-    z_row, h_row, c_row, index, layer_weights, layer_biases, last_weights, last_biases, squash, latent, actions, units,
+    z, h, c, local, index, layer_weights, layer_biases, last_weights, last_biases, squash,
+    latent, actions, units, padded_hidden,
     HP: tl.constexpr, XP: tl.constexpr, FEATURES: tl.constexpr, UP: tl.constexpr, ARGMAX: tl.constexpr,
     SPAN: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """What M is given next, [ROWS, XP] = [z, a], and whether the actions are finite [ROWS].
 
-    z_row, h_row, c_row [ROWS, 1] point at the rows' state; index int64 [ROWS, 1] names their controllers, packed by
-    :func:`wm_engine.kernels.launch.pack_controllers`; squash int32 [XP] names each column's squash.
+    z, h, c point at the tile's state, of which ``local [ROWS]`` are the rows; index int64 [ROWS, 1] names their
+    controllers, packed by :meth:`wm_engine.kernels.launch.Controllers.pack`; squash int32 [XP] names each column's.
     """
     features: tl.constexpr = XP + (FEATURES - 1) * HP
     column = tl.arange(0, XP)[None, :]
     a = tl.load(last_biases + index * XP + column)
     if UP == 0:
         weights = layer_weights + index * (actions * features)
-        a = layer(a, z_row, h_row, c_row, weights, latent, actions, HP, XP, FEATURES, XP, SPAN)
+        a = layer(a, z, h, c, local, weights, latent, actions, padded_hidden, HP, XP, FEATURES, XP, SPAN)
     else:
         unit = tl.arange(0, UP)[None, :]
         y = tl.load(layer_biases + index * UP + unit)
         weights = layer_weights + index * (units * features)
-        y = layer(y, z_row, h_row, c_row, weights, 0, units, HP, XP, FEATURES, UP, SPAN)
+        y = layer(y, z, h, c, local, weights, 0, units, padded_hidden, HP, XP, FEATURES, UP, SPAN)
         a = add_products(a, tanh(y), last_weights + index * (actions * UP) + unit, UP, latent, actions, XP)
     is_action = (column >= latent) & (column < latent + actions)
     if ARGMAX:
@@ -102,14 +103,14 @@ def act(
         a = tl.where(kind == 3, 0.5 * (t + 1.0), a)
         a = tl.where((kind == 4) & (t < 0.0), 0.0, a)
     sound = tl.min((finite(a) | ~is_action).to(tl.int32), axis=1)
-    return tl.where(is_action, a, tl.load(z_row + column)), sound
+    return tl.where(is_action, a, tl.load(z + (local[:, None] * XP + column))), sound
 
 
 @triton.jit
 def outputs_of(h, weights, biases, block, HP: tl.constexpr, N: tl.constexpr, DOT: tl.constexpr):
     """The head's outputs [ROWS, N] of one block of its packed weights [blocks, HP, N]."""
     column = tl.arange(0, N)
-    w = tl.load(weights + block * (HP * N) + (tl.arange(0, HP) * N)[:, None] + column[None, :])
+    w = tl.load(weights + block * (HP * N) + (tl.arange(0, HP)[:, None] * N + column[None, :]))
     return product(h, w, DOT) + tl.load(biases + block * N + column)[None, :]
 
 
@@ -184,15 +185,16 @@ def sample_per_dim(
 
 @triton.jit
 def imagine(
-    h, z_row, record_z, alive, step, episode, candidate, key_low, key_high, temperature,
+    h, z_out, local, record_z, alive, step, episode, candidate, key_low, key_high, temperature,
     control_weights, control_biases, choice_weights, choice_biases, value_weights, value_biases,
     latent, mixtures,
-    HP: tl.constexpr, CONTROL: tl.constexpr, SHARED: tl.constexpr, GREEDY: tl.constexpr, SAMPLE_DONE: tl.constexpr,
-    SURVIVAL: tl.constexpr, RECORD: tl.constexpr, ROWS: tl.constexpr, DIMS: tl.constexpr, DOT: tl.constexpr,
+    HP: tl.constexpr, XP: tl.constexpr, CONTROL: tl.constexpr, SHARED: tl.constexpr, GREEDY: tl.constexpr,
+    SAMPLE_DONE: tl.constexpr, SURVIVAL: tl.constexpr, RECORD: tl.constexpr,
+    ROWS: tl.constexpr, DIMS: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """What M says of the state that h' [ROWS, HP] is: gain, whether the episode ends, whether all is finite [ROWS].
 
-    The next latent goes to scratch at z_row [ROWS, 1] and, for the living where RECORD, to record_z [ROWS, 1].
+    The next latent goes to the tile's scratch z_out and, for the living where RECORD, to record_z [ROWS, 1].
     """
     control = outputs_of(h, control_weights, control_biases, 0, HP, CONTROL, DOT)
     column = tl.arange(0, CONTROL)[None, :]
@@ -235,7 +237,7 @@ def imagine(
         dim = group * DIMS + tl.arange(0, DIMS)[None, :]
         there = dim < latent
         sound = sound & tl.min((finite(z) | ~there).to(tl.int32), axis=1)
-        tl.store(z_row + dim, z, mask=there)
+        tl.store(z_out + (local[:, None] * XP + dim), z, mask=there)
         if RECORD:
             tl.store(record_z + dim, z, mask=there & (alive != 0)[:, None])
     if SURVIVAL:
@@ -274,13 +276,16 @@ def rollout_kernel(
     control_weights, control_biases, choice_weights, choice_biases, value_weights, value_biases,
     h, c, z, returns, lengths, failures, record_z, record_actions, record_rewards,
     rows, record_rows, episodes, max_steps, first_candidate, key_low, key_high, temperature,
-    latent, actions, units, mixtures,
+    latent, actions, units, padded_hidden, mixtures,
     HP: tl.constexpr, XP: tl.constexpr, UNITS: tl.constexpr, UP: tl.constexpr, FEATURES: tl.constexpr,
     ARGMAX: tl.constexpr, CONTROL: tl.constexpr, SHARED: tl.constexpr, GREEDY: tl.constexpr,
     SAMPLE_DONE: tl.constexpr, SURVIVAL: tl.constexpr, COMMON: tl.constexpr, RECORD: tl.constexpr,
     ROWS: tl.constexpr, DIMS: tl.constexpr, SPAN: tl.constexpr, DOT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    # A tile's state is addressed by 32-bit offsets from a 64-bit base: pointers to every row would fill the registers.
+    base = tl.program_id(0).to(tl.int64) * ROWS
+    local = tl.arange(0, ROWS)
+    row = base + local
     there = row < rows
     index, episode, candidate = place(row, rows, episodes, first_candidate, COMMON)
     key_low, key_high = as_word(key_low), as_word(key_high)
@@ -288,7 +293,8 @@ def rollout_kernel(
     scratch_rows = tl.num_programs(0).to(tl.int64) * ROWS
     x_column = tl.arange(0, XP)[None, :]
     unit = tl.arange(0, UNITS)[None, :]
-    z_row, c_row, h_row = z + row[:, None] * XP, c + row[:, None] * HP, h + row[:, None] * HP
+    z, c, h = z + base * XP, c + base * HP, h + base * HP
+    whole = local[:, None] * HP + tl.arange(0, HP)[None, :]
 
     total = tl.zeros((ROWS,), dtype=tl.float32)
     length = tl.zeros((ROWS,), dtype=tl.int32)
@@ -297,11 +303,11 @@ def rollout_kernel(
     step = 0
     going = tl.max(alive, axis=0)
     while going > 0:
-        h_now = h_row + (step % 2) * (scratch_rows * HP)
-        h_next = h_row + (1 - step % 2) * (scratch_rows * HP)
+        h_now = h + (step % 2) * (scratch_rows * HP)
+        h_next = h + (1 - step % 2) * (scratch_rows * HP)
         x, acted = act(
-            z_row, h_now, c_row, index[:, None], layer_weights, layer_biases, last_weights, last_biases, squash,
-            latent, actions, units, HP, XP, FEATURES, UP, ARGMAX, SPAN, ROWS,
+            z, h_now, c, local, index[:, None], layer_weights, layer_biases, last_weights, last_biases, squash,
+            latent, actions, units, padded_hidden, HP, XP, FEATURES, UP, ARGMAX, SPAN, ROWS,
         )  # fmt: skip
         at = row + step * record_rows.to(tl.int64)
         if RECORD:
@@ -309,22 +315,23 @@ def rollout_kernel(
             tl.store(record_actions + at[:, None] * actions + (x_column - latent), x, mask=is_action)
         # c is read whole by the controller before a chunk of it is overwritten.
         tl.debug_barrier()
-        h_tile = tl.load(h_now + tl.arange(0, HP)[None, :])
+        h_tile = tl.load(h_now + whole)
         x_tile = x.to(dtype)
         for chunk in tl.range(0, HP // UNITS, num_stages=STAGES):
-            c_place = c_row + chunk * UNITS + unit
+            of_chunk = local[:, None] * HP + unit
+            c_place = c + chunk * UNITS + of_chunk
             h_new, c_new = cell_chunk(
                 h_tile, x_tile, gate_weights, gate_biases, c_place, chunk, HP, XP, UNITS, ROWS, DOT
             )  # fmt: skip
-            tl.store(h_next + chunk * UNITS + unit, h_new.to(dtype))
+            tl.store(h_next + chunk * UNITS + of_chunk, h_new.to(dtype))
             tl.store(c_place, c_new)
         tl.debug_barrier()
-        h_tile = tl.load(h_next + tl.arange(0, HP)[None, :])
+        h_tile = tl.load(h_next + whole)
         gain, ended, sound = imagine(
-            h_tile, z_row, record_z + at[:, None] * latent, alive, as_word(tl.full((), step, tl.int32)),
+            h_tile, z, local, record_z + at[:, None] * latent, alive, as_word(tl.full((), step, tl.int32)),
             episode, candidate, key_low, key_high, temperature,
             control_weights, control_biases, choice_weights, choice_biases, value_weights, value_biases,
-            latent, mixtures, HP, CONTROL, SHARED, GREEDY, SAMPLE_DONE, SURVIVAL, RECORD, ROWS, DIMS, DOT,
+            latent, mixtures, HP, XP, CONTROL, SHARED, GREEDY, SAMPLE_DONE, SURVIVAL, RECORD, ROWS, DIMS, DOT,
         )  # fmt: skip
         if RECORD:
             tl.store(record_rewards + at, gain, mask=alive != 0)
@@ -350,28 +357,30 @@ def advance_kernel(
     layer_weights, layer_biases, last_weights, last_biases, squash, gate_weights, gate_biases,
     h, c, z, acted, alive, clock, record_actions,
     rows, record_rows, episodes, step_offset,
-    latent, actions, units,
+    latent, actions, units, padded_hidden,
     HP: tl.constexpr, XP: tl.constexpr, UNITS: tl.constexpr, UP: tl.constexpr, FEATURES: tl.constexpr,
     ARGMAX: tl.constexpr, RECORD: tl.constexpr, ROWS: tl.constexpr, SPAN: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """Half a step: actions (made anew by each chunk's program, cheaper than another launch) and a chunk of h', c'."""
     chunk = tl.program_id(1)
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    base = tl.program_id(0).to(tl.int64) * ROWS
+    local = tl.arange(0, ROWS)
+    row = base + local
     index = tl.minimum(row, rows - 1) // episodes
     scratch_rows = tl.num_programs(0).to(tl.int64) * ROWS
     step = tl.load(clock + CLOCK_STEP) + step_offset
     max_steps = tl.load(clock + CLOCK_MAX_STEPS)
     x_column = tl.arange(0, XP)[None, :]
-    unit = chunk * UNITS + tl.arange(0, UNITS)[None, :]
+    of_chunk = local[:, None] * HP + chunk * UNITS + tl.arange(0, UNITS)[None, :]
     dtype = gate_weights.dtype.element_ty
-    h_now = h + (step % 2) * (scratch_rows * HP) + row[:, None] * HP
-    h_next = h + (1 - step % 2) * (scratch_rows * HP) + row[:, None] * HP
+    h_now = h + (step % 2) * (scratch_rows * HP) + base * HP
+    h_next = h + (1 - step % 2) * (scratch_rows * HP) + base * HP
     # The controller may look at all of c while other programs write their chunks of it: it has two buffers here too.
-    c_now = c + (step % 2) * (scratch_rows * HP) + row[:, None] * HP
-    c_next = c + (1 - step % 2) * (scratch_rows * HP) + row[:, None] * HP
+    c_now = c + (step % 2) * (scratch_rows * HP) + base * HP
+    c_next = c + (1 - step % 2) * (scratch_rows * HP) + base * HP
     x, sound = act(
-        z + row[:, None] * XP, h_now, c_now, index[:, None], layer_weights, layer_biases, last_weights, last_biases,
-        squash, latent, actions, units, HP, XP, FEATURES, UP, ARGMAX, SPAN, ROWS,
+        z + base * XP, h_now, c_now, local, index[:, None], layer_weights, layer_biases, last_weights, last_biases,
+        squash, latent, actions, units, padded_hidden, HP, XP, FEATURES, UP, ARGMAX, SPAN, ROWS,
     )  # fmt: skip
     if chunk == 0:
         tl.store(acted + row, sound)
@@ -380,12 +389,12 @@ def advance_kernel(
             at = row + step * record_rows.to(tl.int64)
             is_action = (x_column >= latent) & (x_column < latent + actions) & (living != 0)[:, None]
             tl.store(record_actions + at[:, None] * actions + (x_column - latent), x, mask=is_action)
-    h_tile = tl.load(h_now + tl.arange(0, HP)[None, :])
+    h_tile = tl.load(h_now + (local[:, None] * HP + tl.arange(0, HP)[None, :]))
     h_new, c_new = cell_chunk(
-        h_tile, x.to(dtype), gate_weights, gate_biases, c_now + unit, chunk, HP, XP, UNITS, ROWS, DOT
+        h_tile, x.to(dtype), gate_weights, gate_biases, c_now + of_chunk, chunk, HP, XP, UNITS, ROWS, DOT
     )  # fmt: skip
-    tl.store(h_next + unit, h_new.to(dtype))
-    tl.store(c_next + unit, c_new)
+    tl.store(h_next + of_chunk, h_new.to(dtype))
+    tl.store(c_next + of_chunk, c_new)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -399,7 +408,9 @@ def settle_kernel(
     ROWS: tl.constexpr, DIMS: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """The other half: head, next latent, and the books. Failures are counted; returns become NaN outside."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    base = tl.program_id(0).to(tl.int64) * ROWS
+    local = tl.arange(0, ROWS)
+    row = base + local
     there = row < rows
     first_candidate = tl.load(clock + CLOCK_FIRST_CANDIDATE)
     _, episode, candidate = place(row, rows, episodes, first_candidate, COMMON)
@@ -410,13 +421,14 @@ def settle_kernel(
     was_alive = tl.load(alive + row)
     # A graph holds a fixed number of steps: those beyond the last one find nobody alive.
     living = tl.where(there & (step < max_steps), was_alive, 0)
-    h_next = h + (1 - step % 2) * (scratch_rows * HP) + row[:, None] * HP
+    h_next = h + (1 - step % 2) * (scratch_rows * HP) + base * HP
     at = row + step * record_rows.to(tl.int64)
+    h_tile = tl.load(h_next + (local[:, None] * HP + tl.arange(0, HP)[None, :]))
     gain, ended, sound = imagine(
-        tl.load(h_next + tl.arange(0, HP)[None, :]), z + row[:, None] * XP, record_z + at[:, None] * latent, living,
+        h_tile, z + base * XP, local, record_z + at[:, None] * latent, living,
         as_word(step), episode, candidate, key_low, key_high, temperature,
         control_weights, control_biases, choice_weights, choice_biases, value_weights, value_biases,
-        latent, mixtures, HP, CONTROL, SHARED, GREEDY, SAMPLE_DONE, SURVIVAL, RECORD, ROWS, DIMS, DOT,
+        latent, mixtures, HP, XP, CONTROL, SHARED, GREEDY, SAMPLE_DONE, SURVIVAL, RECORD, ROWS, DIMS, DOT,
     )  # fmt: skip
     if RECORD:
         tl.store(record_rewards + at, gain, mask=living != 0)

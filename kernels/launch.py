@@ -107,8 +107,8 @@ def pack_model(
         for name, row in zip(names, rows, strict=True)
     }
     sizes = {
-        "latent": latent, "hidden": hidden, "mixtures": mixtures, "actions": inputs - latent,
-        "HP": hp, "XP": padded(inputs), "UNITS": units, "DIMS": dims, "SPAN": 16,
+        "latent": latent, "hidden": hidden, "padded_hidden": hp, "mixtures": mixtures, "actions": inputs - latent,
+        "HP": hp, "XP": padded(inputs), "UNITS": units, "DIMS": dims, "SPAN": min(32, hp, padded(inputs)),
         "CONTROL": weights["control_weights"].shape[1], "ROWS": settings.rows, "STAGES": settings.num_stages,
     }  # fmt: skip
     gates = {"gate_weights": gate_weights, "gate_biases": gate_biases}

@@ -58,9 +58,9 @@ def cell_chunk(
     h [ROWS, HP] and x [ROWS, XP] in the weights' dtype; c_in [ROWS, UNITS] points at the units' float32 cell state.
     """
     columns = tl.arange(0, 4 * UNITS)
-    weights = gate_weights + chunk * ((HP + XP) * 4 * UNITS) + columns[None, :]
-    from_h = tl.load(weights + (tl.arange(0, HP) * (4 * UNITS))[:, None])
-    from_x = tl.load(weights + ((HP + tl.arange(0, XP)) * (4 * UNITS))[:, None])
+    weights = gate_weights + chunk * ((HP + XP) * 4 * UNITS)
+    from_h = tl.load(weights + (tl.arange(0, HP)[:, None] * (4 * UNITS) + columns[None, :]))
+    from_x = tl.load(weights + HP * 4 * UNITS + (tl.arange(0, XP)[:, None] * (4 * UNITS) + columns[None, :]))
     c = tl.load(c_in)
     gates = product(h, from_h, DOT) + product(x, from_x, DOT)
     gates += tl.load(gate_biases + chunk * (4 * UNITS) + columns)[None, :]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from checker import check
-from oracle import Oracle
+from world import World
 
-from wm_engine import MDNRNN, ControllerSpec, DreamEngine, Starts
+from wm_engine import ControllerSpec, DreamEngine, Starts
 from wm_engine.dream import BACKENDS
 
 SQUASHES = ["tanh", "sigmoid", "tanh01", "relu_tanh", "identity", "argmax", ("tanh", "sigmoid", "relu_tanh")]
@@ -24,42 +23,6 @@ def backend(request: pytest.FixtureRequest) -> str:
     if reason is not None:
         pytest.skip(reason)
     return entry.name
-
-
-class World:
-    """A small random world model, controllers and starts, with the oracle that belongs to them."""
-
-    def __init__(
-        self,
-        mixture: str = "per_dim",
-        features: str = "zh",
-        squash: Any = ("tanh", "sigmoid", "relu_tanh"),
-        hidden_units: int = 0,
-        sizes: tuple[int, int, int, int] = (5, 3, 9, 3),
-        candidates: int = 3,
-        starts: int = 2,
-    ) -> None:
-        generator = torch.Generator().manual_seed(0)
-        Z, A, H, K = sizes
-        self.m = MDNRNN(Z, A, H, K, mixture)
-        # Gates of much the same spread at every size: wide ones make the dream chaotic, and its error a lottery.
-        scale = 0.5 * min(1.0, 3.0 / H**0.5)
-        for name, value in self.m.state_dict().items():
-            value.copy_(torch.randn(value.shape, generator=generator) * (0.4 if "head" in name else scale))
-        self.m.state_dict()["head.bias"][-1] -= 1.0
-        self.spec = ControllerSpec(Z, H, A, features, squash, hidden_units)
-        self.params = torch.randn(candidates, self.spec.num_params, generator=generator) * 0.5
-        self.starts = Starts(*(torch.randn(starts, n, generator=generator) * 0.5 for n in (Z, H, H)))
-        weights = {name: value.numpy() for name, value in self.m.state_dict().items()}
-        self.oracle = Oracle(weights, Z, A, H, K, mixture, features, squash, hidden_units)
-
-    def want(self, **plan: Any) -> dict[str, np.ndarray]:
-        states = (self.starts.z, self.starts.h, self.starts.c)
-        return self.oracle.rollout(self.params.numpy(), *(None if s is None else s.numpy() for s in states), **plan)
-
-    def got(self, backend: str, precision: str = "fp32", **plan: Any) -> Any:
-        engine = DreamEngine(self.m, self.spec, backend=backend, precision=precision)
-        return engine.rollout(self.params, self.starts, record=True, **plan)
 
 
 def hold_to_oracle(world: World, backend: str, **plan: Any) -> None:
@@ -112,7 +75,7 @@ def test_missing_h_and_c_are_zero(backend: str) -> None:
 @pytest.fixture
 def population(backend: str) -> tuple[DreamEngine, torch.Tensor, Starts]:
     if backend == "triton":
-        pytest.skip("takes minutes in Triton's interpreter; tests/kernels/test_rollouts.py asks the same of fewer steps")
+        pytest.skip("minutes in Triton's interpreter; tests/kernels/test_rollouts.py asks the same of fewer steps")
     world = World(sizes=(8, 3, 32, 5), candidates=37, starts=3)
     return DreamEngine(world.m, world.spec, backend=backend), world.params, world.starts
 

@@ -1,7 +1,8 @@
 """The mixture's loss and sampling as PyTorch operators: one name each, an implementation for each kind of device.
 
 ``wm_engine::mdn_nll``, its backward and ``wm_engine::mdn_sample`` are known to autograd and ``torch.compile``. The
-torch references answer wherever nothing faster is registered.
+torch references answer wherever nothing faster is registered: on CUDA devices the Triton kernels do, where Triton is
+installed and they take the sizes and the dtype.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wm_engine import kernels
 from wm_engine.ops import mdn
-from wm_engine.rng import numbers, philox_torch
+from wm_engine.rng import key_words, numbers, philox_torch
 
 
 def mdn_nll(logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor) -> Tensor:
@@ -70,8 +72,7 @@ def _(logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor) -> Tensor
     return target.new_empty(target.shape[0])
 
 
-@torch.library.custom_op("wm_engine::mdn_nll_backward", mutates_args=())
-def _nll_backward(
+def _reference_gradients(
     grad: Tensor, logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # With r the components' responsibilities for the target and s its standardised distance from their means:
@@ -90,6 +91,13 @@ def _nll_backward(
     to_means = -weight * standard * precision
     to_log_stds = torch.where(log_stds == clamped, weight * (1.0 - standard * standard), 0.0)
     return to_logits, to_means, to_log_stds, -to_means.sum(dim=-1)
+
+
+@torch.library.custom_op("wm_engine::mdn_nll_backward", mutates_args=())
+def _nll_backward(
+    grad: Tensor, logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _reference_gradients(grad, logits, means, log_stds, target)
 
 
 @_nll_backward.register_fake
@@ -122,8 +130,9 @@ def _nll_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
     return tuple(torch.ops.wm_engine.mdn_nll_backward(grad, *ctx.saved_tensors))
 
 
-@torch.library.custom_op("wm_engine::mdn_sample", mutates_args=())
-def _sample(logits: Tensor, means: Tensor, log_stds: Tensor, counters: Tensor, seed: int, temperature: float) -> Tensor:
+def _reference_sample(
+    logits: Tensor, means: Tensor, log_stds: Tensor, counters: Tensor, seed: int, temperature: float
+) -> Tensor:
     latent = means.shape[-2]
     mixture = "shared" if logits.shape[-2] == 1 else "per_dim"
     blocks = torch.arange(2 * math.ceil(latent / 4) + 1, device=means.device)
@@ -134,6 +143,48 @@ def _sample(logits: Tensor, means: Tensor, log_stds: Tensor, counters: Tensor, s
     return mdn.mdn_sample(logits, means, log_stds, uniforms, normals, temperature)
 
 
+@torch.library.custom_op("wm_engine::mdn_sample", mutates_args=())
+def _sample(logits: Tensor, means: Tensor, log_stds: Tensor, counters: Tensor, seed: int, temperature: float) -> Tensor:
+    return _reference_sample(logits, means, log_stds, counters, seed, temperature)
+
+
 @_sample.register_fake
 def _(logits: Tensor, means: Tensor, log_stds: Tensor, counters: Tensor, seed: int, temperature: float) -> Tensor:
     return means.new_empty(means.shape[:-1])
+
+
+@_nll.register_kernel("cuda")
+def _nll_cuda(logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor) -> Tensor:
+    fused = _triton_for(means)
+    if fused is None:
+        return mdn.mdn_nll(logits, means, log_stds, target)
+    return fused.nll(logits, means, log_stds, target)
+
+
+@_nll_backward.register_kernel("cuda")
+def _nll_backward_cuda(
+    grad: Tensor, logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    fused = _triton_for(means)
+    if fused is None:
+        return _reference_gradients(grad, logits, means, log_stds, target)
+    return fused.nll_backward(grad, logits, means, log_stds, target)
+
+
+@_sample.register_kernel("cuda")
+def _sample_cuda(
+    logits: Tensor, means: Tensor, log_stds: Tensor, counters: Tensor, seed: int, temperature: float
+) -> Tensor:
+    fused = _triton_for(means)
+    if fused is None:
+        return _reference_sample(logits, means, log_stds, counters, seed, temperature)
+    return fused.sample(logits, means, log_stds, counters, key_words(seed % (1 << 64)), temperature)
+
+
+def _triton_for(means: Tensor) -> Any:
+    """``wm_engine.kernels.mdn`` where it can take heads with these means [B, Z, K], or None."""
+    if kernels.missing() is not None:
+        return None
+    from wm_engine.kernels import mdn as fused  # type: ignore[import-not-found]
+
+    return fused if fused.fits(*means.shape[1:], means.dtype) else None

@@ -1,0 +1,135 @@
+"""The dream's kernels beyond what tests/dream/test_engine.py asks of every backend: both forms, other precisions,
+several tiles, and the bits that must not depend on company."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from checker import check
+from world import World
+
+from wm_engine import MDNRNN, ControllerSpec, DreamEngine, kernels
+from wm_engine.dream.triton_backend import TritonBackend
+from wm_engine.dream.types import DreamOutput, RolloutPlan
+
+pytest.importorskip("triton", minversion="3.2", reason="Triton is not installed")
+from wm_engine.kernels import launch
+
+DEVICE = torch.device("cpu" if kernels.interpreted() else "cuda")
+pytestmark = pytest.mark.skipif(
+    not kernels.interpreted() and not torch.cuda.is_available(), reason="no GPU, and TRITON_INTERPRET is off"
+)
+SETTINGS = launch.Settings(rows=16, units=16, num_stages=1, dot="sums" if kernels.interpreted() else "ieee")
+FIELDS = ("returns", "lengths", "z", "actions", "rewards")
+
+
+def dream(world: World, params: torch.Tensor | None = None, form: str = "persistent", **plan: Any) -> DreamOutput:
+    precision = plan.pop("precision", "fp32")
+    backend = TritonBackend(world.m, world.spec, DEVICE, precision, form, SETTINGS)
+    plan = {"episodes": 5, "max_steps": 4, "done": "sample", "seed": 11, "record": True} | plan
+    return backend.rollout(world.params if params is None else params, world.starts, RolloutPlan(**plan))
+
+
+@pytest.mark.parametrize("form", ["persistent", "steps"])
+@pytest.mark.parametrize("mixture", ["shared", "per_dim"])
+@pytest.mark.parametrize("hidden_units", [0, 6])
+def test_both_forms_are_the_oracles_over_several_tiles(form: str, mixture: str, hidden_units: int) -> None:
+    world = World(mixture, "zhc", hidden_units=hidden_units, candidates=7)
+    plan = {"episodes": 5, "max_steps": 3, "seed": (9 << 40) + 3, "done": "sample", "temperature": 0.8}
+    want, peer = world.want(**plan), world.got("torch", **plan)
+    got = dream(world, form=form, **plan)
+    assert got.lengths.tolist() == want["lengths"].tolist()
+    for name in ("returns", "z", "actions", "rewards"):
+        check(name, getattr(got, name), want[name], getattr(peer, name))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("mixture", ["shared", "per_dim"])
+def test_lower_precisions_are_the_oracles_for_a_step(precision: str, mixture: str) -> None:
+    # One step, at temperature 0: later ones follow other components where a rounding tips a choice.
+    world = World(mixture)
+    plan = {"episodes": 4, "max_steps": 1, "temperature": 0.0}
+    want, peer = world.want(**plan), world.got("torch", precision, **plan)
+    got = dream(world, precision=precision, **plan, done="threshold", seed=0)
+    for name in ("returns", "z", "actions", "rewards"):
+        check(name, getattr(got, name), want[name], getattr(peer, name), precision)
+
+
+@pytest.fixture(scope="module")
+def population() -> tuple[World, DreamOutput]:
+    world = World(sizes=(6, 3, 12, 3), candidates=7)
+    return world, dream(world, common_random_numbers=False)
+
+
+def test_shards_and_order_make_the_same_bits(population: tuple[World, DreamOutput]) -> None:
+    world, whole = population
+    order = torch.tensor([4, 1, 6, 0, 3, 2, 5])
+    common = dream(world)
+    assert torch.equal(dream(world, world.params[order]).returns, common.returns[order])
+    for first, last in ((0, 1), (1, 7)):
+        part = dream(world, world.params[first:last], common_random_numbers=False, first_candidate=first)
+        for name in FIELDS:
+            value, reference = getattr(part, name), getattr(whole, name)
+            assert torch.equal(value, reference[first:last] if reference.dim() == 2 else reference[:, first:last])
+
+
+def test_a_rollouts_bits_do_not_depend_on_being_recorded_or_run_again(population: tuple[World, DreamOutput]) -> None:
+    world, whole = population
+    plain = dream(world, common_random_numbers=False, record=False)
+    assert plain.z is None
+    assert torch.equal(plain.returns, whole.returns)
+    assert torch.equal(plain.lengths, whole.lengths)
+    again = dream(world, common_random_numbers=False)
+    for name in FIELDS:
+        assert torch.equal(getattr(again, name), getattr(whole, name))
+    after = torch.arange(4, device=DEVICE).view(-1, 1, 1) >= whole.lengths
+    assert 0 < after.sum() < after.numel()
+    for name in FIELDS[2:]:
+        assert (getattr(whole, name)[after] == 0).all()
+
+
+def test_populations_beyond_the_memory_bound_are_dreamt_block_by_block(
+    population: tuple[World, DreamOutput], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, whole = population
+    monkeypatch.setattr("wm_engine.dream.triton_backend._MOST_ROLLOUTS", 15)
+    blocks = dream(world, common_random_numbers=False)
+    for name in FIELDS:
+        assert torch.equal(getattr(blocks, name), getattr(whole, name))
+
+
+def test_a_stepper_serves_other_seeds_params_and_lengths() -> None:
+    world = World(sizes=(4, 2, 8, 2), squash="tanh")
+    backend = TritonBackend(world.m, world.spec, DEVICE, "fp32", "steps", SETTINGS)
+    for seed, steps, scale in ((1, 3, 1.0), (1 << 40, 2, -0.5), (1, 3, 1.0)):
+        plan = RolloutPlan(episodes=2, max_steps=steps, seed=seed)
+        params = world.params * scale
+        one = TritonBackend(world.m, world.spec, DEVICE, "fp32", "persistent", SETTINGS)
+        got, want = backend.rollout(params, world.starts, plan), one.rollout(params, world.starts, plan)
+        assert torch.equal(got.lengths, want.lengths)
+        check("returns", got.returns, want.returns)
+
+
+def test_a_rollout_takes_at_most_8_kilobytes() -> None:
+    m, spec = MDNRNN(), ControllerSpec()
+    backend = TritonBackend(m, spec, DEVICE, "bf16")
+    assert launch.bytes_per_rollout(backend._model) <= 8 << 10
+
+
+def test_sizes_beyond_the_limits_are_refused_by_name() -> None:
+    m, spec = MDNRNN(8, 2, 1025, 2), ControllerSpec(8, 1025, 2, squash="tanh")
+    with pytest.raises(ValueError, match="cannot dream this: the kernels take hidden up to 1024, but it was 1025"):
+        DreamEngine(m, spec, DEVICE, backend="triton")
+
+
+def test_the_cpu_is_for_the_interpreter_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(RuntimeError, match="on cpu only with TRITON_INTERPRET=1"):
+        TritonBackend(MDNRNN(), ControllerSpec(), torch.device("cpu"))
+
+
+def test_unknown_forms_are_refused() -> None:
+    with pytest.raises(ValueError, match="form must be one of 'auto', 'persistent', 'steps', but was 'graph'"):
+        TritonBackend(MDNRNN(), ControllerSpec(), DEVICE, form="graph")
