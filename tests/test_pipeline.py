@@ -19,6 +19,7 @@ from wm_engine.errors import (
     MissingStageError,
     RunBusyError,
     RunMismatchError,
+    StorageError,
 )
 from wm_engine.pipeline import run_pipeline, summarize
 from wm_engine.rounds import Round
@@ -196,6 +197,16 @@ def test_keep_leaves_finished_stages_as_they_are(run, toy):
     assert run(other, on_change="keep") == []
 
 
+def test_what_is_made_again_under_other_settings_takes_nothing_over(run, toy, tmp_path):
+    run()
+    other = config_of(memory={"hidden": 8})
+    RunFolder(tmp_path / "run").iteration(0).memory.unlink()
+    run(other, only="memory", on_change="keep")
+    assert "'hidden': 8" in RunFolder(tmp_path / "run").iteration(0).memory.read_text()
+    with pytest.raises(RunMismatchError, match="made from other inputs"):
+        run(other)
+
+
 def test_redo_does_again_what_changed_and_what_follows(run, tmp_path):
     run()
     other = config_of(memory={"hidden": 8})
@@ -209,7 +220,7 @@ def test_an_unfinished_stage_is_not_continued_with_other_settings(run, toy):
     with pytest.raises(KeyboardInterrupt):
         run()
     toy.cut_in = ""
-    with pytest.raises(RunMismatchError, match="memory of round 0"):
+    with pytest.raises(RunMismatchError, match="memory of round 0, unfinished"):
         run(config_of(memory={"hidden": 8}))
 
 
@@ -314,6 +325,20 @@ def test_a_damaged_manifest_is_named(run, tmp_path):
     run()
     (tmp_path / "run" / "manifest.json").write_text('{"version": 1, "stages"')
     with pytest.raises(CorruptFileError, match=r"manifest\.json"):
+        run()
+
+
+def test_work_without_its_manifest_is_left_alone(run, tmp_path):
+    run()
+    (tmp_path / "run" / "manifest.json").unlink()
+    with pytest.raises(CorruptFileError, match=r"manifest\.json: missing.*iterations"):
+        run()
+    assert RunFolder(tmp_path / "run").iteration(0).memory.exists()
+
+
+def test_a_run_folder_that_is_a_file_is_an_error(run, tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(StorageError, match="run"):
         run()
 
 

@@ -89,7 +89,13 @@ def run_pipeline(
 
 
 def _check_folder(run: RunFolder) -> None:
-    """A folder that holds something else than a run is left alone."""
+    """A folder that holds something else than a run, or work that nothing is known of, is left alone."""
+    begun = [path for path in (run.rollouts, run.root / "iterations") if path.exists()]
+    if begun and run.config.exists() and not run.manifest.exists():
+        raise CorruptFileError(
+            f"{run.manifest}: missing, so nothing says how {', '.join(path.name for path in begun)} came about. Restore "
+            "it from a copy, or choose another --run folder."
+        )
     if run.root.is_dir() and not run.config.exists() and any(not p.name.startswith(".") for p in run.root.iterdir()):
         raise RunMismatchError(
             f"{run.root}: holds files but no config.toml, so it is no run folder. Choose another --run folder."
@@ -116,7 +122,7 @@ def _settle_changes(
             continue
         if on_change == "refuse":
             for change in changes:
-                refused.setdefault(change, []).append(f"{name} of round {index}")
+                refused.setdefault(change, []).append(f"{name} of round {index}{'' if entry.done else ', unfinished'}")
         elif on_change == "redo" or not entry.done:
             _begin_anew(Round(run, index, config, recorder), stage, manifest)
     if refused:
@@ -177,6 +183,8 @@ def _advance(current: Round, stage: Stage, manifest: Manifest, on_change: OnChan
             _log.info("%s: done, skipped", label)
             return False
         _log.info("%s: its artifacts are gone, made again", label)
+        if entry.settings != settings:
+            _begin_anew(current, stage, manifest)
         entry = None
 
     resumed = entry is not None
