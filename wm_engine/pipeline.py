@@ -93,8 +93,8 @@ def _check_folder(run: RunFolder) -> None:
     begun = [path for path in (run.rollouts, run.root / "iterations") if path.exists()]
     if begun and run.config.exists() and not run.manifest.exists():
         raise CorruptFileError(
-            f"{run.manifest}: missing, so nothing says how {', '.join(path.name for path in begun)} came about. Restore "
-            "it from a copy, or choose another --run folder."
+            f"{run.manifest}: missing, so nothing says how {', '.join(path.name for path in begun)} came about. "
+            "Restore it from a copy, or choose another --run folder."
         )
     if run.root.is_dir() and not run.config.exists() and any(not p.name.startswith(".") for p in run.root.iterdir()):
         raise RunMismatchError(
