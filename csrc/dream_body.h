@@ -6,6 +6,10 @@
 // the last row moves into its place, so that the cost follows the steps lived. Nothing is allocated here.
 #pragma once
 
+#if defined(WM_PROFILE)
+#include <time.h>
+#endif
+
 #include "job.h"
 #include "lstm.h"
 #include "mdn.h"
@@ -131,11 +135,6 @@ inline float squashed(Squash squash, float x, float tanh, float sigmoid) {
   return x;
 }
 
-template <int N>
-struct Count {
-  static constexpr int value = N;
-};
-
 // Calls body(Count<R>, first row) for all rows in tiles of kRows and one smaller tile at the end.
 template <int R, class Body>
 inline void smaller_tile(int64_t rows, int64_t first, const Body& body) {
@@ -201,11 +200,16 @@ class Dream {
       if (lane < 0) break;
       begin(live, lane);
     }
+    start_laps(hooks);
     while (live > 0) {
       if (hooks.stopped(hooks.context)) return;
+      const int64_t rows_now = live;
       for (int64_t row = 0; row < live; ++row) act(row);
+      lap(wm::Phase::controller, rows_now);
       gates(live);
+      lap(wm::Phase::gates, rows_now);
       control(live);
+      lap(wm::Phase::reward_and_end, rows_now);
       mixture(live);
       now_ ^= 1;
       for (int64_t row = live - 1; row >= 0; --row) {
@@ -216,10 +220,34 @@ class Dream {
         else if (row != --live)
           move(row, live);
       }
+      lap(wm::Phase::ends, rows_now);
     }
   }
 
  private:
+#if defined(WM_PROFILE)
+  static int64_t nanoseconds() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return int64_t{now.tv_sec} * 1000000000 + now.tv_nsec;
+  }
+  void start_laps(const Hooks& hooks) {
+    hooks_ = &hooks;
+    lap_ = nanoseconds();
+  }
+  // Books the time since the last lap.
+  void lap(wm::Phase phase, int64_t rows) {
+    const int64_t now = nanoseconds();
+    hooks_->lap(hooks_->context, phase, rows, lap_, now);
+    lap_ = now;
+  }
+  const Hooks* hooks_ = nullptr;
+  int64_t lap_ = 0;
+#else
+  void start_laps(const Hooks&) {}
+  void lap(wm::Phase, int64_t) {}
+#endif
+
   void prepare() {
     const float tau = plan_.temperature;
     const float largest_float = 3.40282347e+38f;
@@ -434,9 +462,12 @@ class Dream {
     if (model_.per_dim) {
       multiply<Mode>(model_.mixture[0], model_.hidden, live, [](int64_t i) { return i; }, operand(1, 0), operand_row(),
                      tile_.unit[now_ ^ 1], tile_.head, layout_.head_row);
+      lap(wm::Phase::mixture, live);
       for (int64_t row = 0; row < live; ++row) {
         noise(row);
+        lap(wm::Phase::noise, 1);
         draw_row_per_dim(row);
+        lap(wm::Phase::draw, 1);
       }
       return;
     }
@@ -447,6 +478,7 @@ class Dream {
       tile_.chosen[row] = choose(tile_.control + row * layout_.control_row + 2, model_.mixtures,
                                  tile_.u_first[2 * layout_.choice_at], temperature_, tile_.logits);
     }
+    lap(wm::Phase::noise, live);
     for (int64_t k = 0; k < model_.mixtures; ++k) {
       int64_t n = 0;
       for (int64_t row = 0; row < live; ++row)
@@ -454,7 +486,9 @@ class Dream {
       multiply<Mode>(model_.mixture[k], model_.hidden, n, [this](int64_t i) { return tile_.order[i]; }, operand(1, 0),
                      operand_row(), tile_.unit[now_ ^ 1], tile_.head, layout_.head_row);
     }
+    lap(wm::Phase::mixture, live);
     for (int64_t row = 0; row < live; ++row) draw_row_shared(row);
+    lap(wm::Phase::draw, live);
   }
 
   void draw_row_per_dim(int64_t row) {

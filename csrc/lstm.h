@@ -7,13 +7,12 @@
 
 #include "job.h"
 #include "maths.h"
+#include "unroll.h"
 
 namespace {
 
 using wm::Element;
 using wm::Matrix;
-
-#define WM_INLINE inline __attribute__((always_inline))
 
 constexpr int kGroup = 4;  // vectors of a column group
 
@@ -60,156 +59,177 @@ struct Int8AsFloat {
   static constexpr bool kCopies = true, kQuantised = true;
 };
 
+// One instruction's work on a lane: how many elements it multiplies, and how it adds their products up.
 template <class T>
-struct Pack;  // elements multiplied by one instruction in one lane
-template <>
-struct Pack<float> {
-  static constexpr int64_t kCount = 1;
-};
-template <>
-struct Pack<Half> {
-  static constexpr int64_t kCount = 2;
-};
-template <>
-struct Pack<uint8_t> {
-  static constexpr int64_t kCount = 4;
-};
-template <class T>
-inline int64_t padded(int64_t n) {
-  return (n + Pack<T>::kCount - 1) / Pack<T>::kCount * Pack<T>::kCount;
-}
-inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+struct Dot;
 
-template <int R, int N>
-WM_INLINE void accumulate(F (&acc)[R][N], const float* const (&x)[R], const float* w, int64_t depth) {
-#pragma GCC unroll 2
-  for (int64_t k = 0; k < depth; ++k, w += N * kWidth) {
-    F b[N];
-#pragma GCC unroll 4
-    for (int j = 0; j < N; ++j) b[j] = load(w + j * kWidth);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const F a = set1(x[r][k]);
-#pragma GCC unroll 4
-      for (int j = 0; j < N; ++j) acc[r][j] = fma(a, b[j], acc[r][j]);
-    }
-  }
-}
+template <>
+struct Dot<float> {
+  typedef float Weight;
+  typedef F Vector;  // of broadcast elements, and of weights
+  typedef F Sum;
+  static constexpr int64_t kTogether = 1;
+  static WM_INLINE Vector spread(const float* x) { return set1(*x); }
+  static WM_INLINE Vector weights(const float* w) { return load(w); }
+  static WM_INLINE Sum add(Vector x, Vector w, Sum sum) { return fma(x, w, sum); }
+};
 
 #if defined(__AVX512BF16__)
-template <int R, int N>
-WM_INLINE void accumulate(F (&acc)[R][N], const Half* const (&x)[R], const Half* w, int64_t depth) {
-#pragma GCC unroll 2
-  for (int64_t k = 0; k < depth; k += 2, w += N * kWidth * 2) {
-    __m512i b[N];
-#pragma GCC unroll 4
-    for (int j = 0; j < N; ++j) b[j] = _mm512_loadu_si512(w + j * kWidth * 2);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      int32_t pair;
-      __builtin_memcpy(&pair, x[r] + k, sizeof pair);
-      const __m512i a = _mm512_set1_epi32(pair);
-#pragma GCC unroll 4
-      for (int j = 0; j < N; ++j) acc[r][j] = _mm512_dpbf16_ps(acc[r][j], (__m512bh)a, (__m512bh)b[j]);
-    }
+template <>
+struct Dot<Half> {
+  typedef Half Weight;
+  typedef __m512i Vector;
+  typedef F Sum;
+  static constexpr int64_t kTogether = 2;
+  static WM_INLINE Vector spread(const Half* x) {
+    int32_t pair;
+    __builtin_memcpy(&pair, x, sizeof pair);
+    return _mm512_set1_epi32(pair);
   }
-}
+  static WM_INLINE Vector weights(const Half* w) { return _mm512_loadu_si512(w); }
+  static WM_INLINE Sum add(Vector x, Vector w, Sum sum) { return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)w); }
+};
 #endif
 
 #if defined(__AVX512VNNI__)
-template <int R, int N>
-WM_INLINE void accumulate(__m512i (&acc)[R][N], const uint8_t* const (&x)[R], const int8_t* w, int64_t depth) {
-#pragma GCC unroll 2
-  for (int64_t k = 0; k < depth; k += 4, w += N * kWidth * 4) {
-    __m512i b[N];
-#pragma GCC unroll 4
-    for (int j = 0; j < N; ++j) b[j] = _mm512_loadu_si512(w + j * kWidth * 4);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      int32_t quad;
-      __builtin_memcpy(&quad, x[r] + k, sizeof quad);
-      const __m512i a = _mm512_set1_epi32(quad);
-#pragma GCC unroll 4
-      for (int j = 0; j < N; ++j) acc[r][j] = _mm512_dpbusd_epi32(acc[r][j], a, b[j]);
-    }
+// Typed as 32-bit lanes throughout: through __m512i, which has 64-bit ones, GCC 12 copies every accumulator in every turn.
+typedef int32_t I __attribute__((vector_size(64)));
+
+template <>
+struct Dot<uint8_t> {
+  typedef int8_t Weight;
+  typedef I Vector;
+  typedef I Sum;
+  static constexpr int64_t kTogether = 4;
+  static WM_INLINE Vector spread(const uint8_t* x) {
+    int32_t quad;
+    __builtin_memcpy(&quad, x, sizeof quad);
+    return (I)_mm512_set1_epi32(quad);
   }
-}
+  static WM_INLINE Vector weights(const int8_t* w) { return (I)_mm512_loadu_si512(w); }
+  static WM_INLINE Sum add(Vector x, Vector w, Sum sum) {
+    return (I)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
+  }
+};
 #endif
 
-template <class A, class B>
-struct Same {
-  static constexpr bool value = false;
-};
-template <class A>
-struct Same<A, A> {
-  static constexpr bool value = true;
-};
-
+inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 template <class T>
-inline const T* group_weights(const Matrix& m, int64_t group, int64_t depth) {
-  return static_cast<const T*>(m.weights) + group * kGroup * kWidth * depth;
+inline int64_t padded(int64_t n) {
+  return round_up(n, Dot<T>::kTogether);
 }
 
-// The products of rows of h with one group of N columns, bias added.
+// sum[r][j] += x[r] W[:, j] over `depth` elements, a multiple of what one instruction takes.
+template <class T, int R, int N>
+WM_INLINE void accumulate(typename Dot<T>::Sum (&sum)[R][N], const T* const (&x)[R], const typename Dot<T>::Weight* w,
+                          int64_t depth) {
+  typedef Dot<T> D;
+  constexpr int64_t kStep = D::kTogether, kVector = kWidth * D::kTogether;
+#pragma GCC unroll 2
+  for (int64_t k = 0; k < depth; k += kStep, w += N * kVector) {
+    typename D::Vector column[N];
+    each<N>([&](auto j) WM_FLAT { column[j] = D::weights(w + j * kVector); });
+    each<R>([&](auto r) WM_FLAT {
+      const typename D::Vector row = D::spread(x[r] + k);
+      each<N>([&](auto j) WM_FLAT { sum[r][j] = D::add(row, column[j], sum[r][j]); });
+    });
+  }
+}
+
+template <class T>
+inline const typename Dot<T>::Weight* group_weights(const Matrix& m, int64_t group, int64_t depth) {
+  return static_cast<const typename Dot<T>::Weight*>(m.weights) + group * kGroup * kWidth * padded<T>(depth);
+}
+
+WM_INLINE F to_float(F sum) { return sum; }
+#if defined(__AVX512VNNI__)
+WM_INLINE F to_float(I sum) { return _mm512_cvtepi32_ps((__m512i)sum); }
+#endif
+
+// acc[r][j] = the products of rows of h with one group of N columns, bias added. `unit[r]` is one unit of an int8 row.
 template <class Mode, int R, int N>
 WM_INLINE void multiply_hidden(F (&acc)[R][N], const typename Mode::Hid* const (&h)[R], const float (&unit)[R],
                                const Matrix& m, int64_t group, int64_t depth) {
+  typedef typename Mode::Hid Hid;
   const int64_t column = group * kGroup * kWidth;
+  const float* bias = m.bias + column;
+  const auto* weights = group_weights<Hid>(m, group, depth);
+  if constexpr (Mode::kQuantised) {
+    typename Dot<Hid>::Sum sum[R][N];
+    each<N>([&](auto j) WM_FLAT {
+      typename Dot<Hid>::Sum start = {};
 #if defined(__AVX512VNNI__)
-  if constexpr (Same<typename Mode::Hid, uint8_t>::value) {
-    __m512i whole[R][N];
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < N; ++j) whole[r][j] = _mm512_loadu_si512(m.offset + column + j * kWidth);
-    accumulate<R, N>(whole, h, group_weights<int8_t>(m, group, padded<uint8_t>(depth)), padded<uint8_t>(depth));
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < N; ++j)
-        acc[r][j] = fma(_mm512_cvtepi32_ps(whole[r][j]), set1(unit[r]) * load(m.scale + column + j * kWidth),
-                        load(m.bias + column + j * kWidth));
-    return;
-  } else
+      if constexpr (Dot<Hid>::kTogether == 4) start = (I)_mm512_loadu_si512(m.offset + column + j * kWidth);
 #endif
-  {
-    typedef typename Mode::Hid Hid;
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < N; ++j) acc[r][j] = Mode::kQuantised ? set1(0.0f) : load(m.bias + column + j * kWidth);
-    accumulate<R, N>(acc, h, group_weights<Hid>(m, group, padded<Hid>(depth)), padded<Hid>(depth));
-    if constexpr (Mode::kQuantised) {
-      for (int r = 0; r < R; ++r)
-        for (int j = 0; j < N; ++j)
-          acc[r][j] = fma(acc[r][j], set1(unit[r]) * load(m.scale + column + j * kWidth),
-                          load(m.bias + column + j * kWidth));
-    }
+      each<R>([&](auto r) WM_FLAT { sum[r][j] = start; });
+    });
+    accumulate<Hid, R, N>(sum, h, weights, padded<Hid>(depth));
+    each<N>([&](auto j) WM_FLAT {
+      const F scale = load(m.scale + column + j * kWidth), start = load(bias + j * kWidth);
+      each<R>([&](auto r) WM_FLAT { acc[r][j] = fma(to_float(sum[r][j]), set1(unit[r]) * scale, start); });
+    });
+  } else {
+    each<N>([&](auto j) WM_FLAT {
+      const F start = load(bias + j * kWidth);
+      each<R>([&](auto r) WM_FLAT { acc[r][j] = start; });
+    });
+    accumulate<Hid, R, N>(acc, h, weights, padded<Hid>(depth));
   }
 }
 
-// y[r] = x[r] W + b for R rows and all column groups of one matrix with f32 or hidden elements.
+// y[r] = h[r] W + b for R rows and one group of N columns.
 template <class Mode, int R, int N>
 inline void multiply_group(const typename Mode::Hid* const (&h)[R], const float (&unit)[R], const Matrix& m,
                            int64_t group, int64_t depth, float* const (&y)[R]) {
   F acc[R][N];
   multiply_hidden<Mode, R, N>(acc, h, unit, m, group, depth);
-  for (int r = 0; r < R; ++r)
-    for (int j = 0; j < N; ++j) store(y[r] + (group * kGroup + j) * kWidth, acc[r][j]);
+  each<R>([&](auto r) WM_FLAT {
+    each<N>([&](auto j) WM_FLAT { store(y[r] + (group * kGroup + j) * kWidth, acc[r][j]); });
+  });
 }
 
-// One block of kWidth units for R rows: gates, cell and output. `state` is [z, a] and h as floats.
+// The cell of N rows from their gates' sums, which are overwritten.
 //   c' = sigmoid(f) c + sigmoid(i) tanh(g),  h' = sigmoid(o) tanh(c')
+template <int N>
+WM_INLINE void lstm_cell(F (&sums)[N][kGroup], float* const (&c)[N], float* const (&h)[N]) {
+  F gate[3 * N], candidate[N], cell[N];
+  each<N>([&](auto r) WM_FLAT {
+    gate[3 * r] = sums[r][0];
+    gate[3 * r + 1] = sums[r][1];
+    gate[3 * r + 2] = sums[r][3];
+    candidate[r] = sums[r][2];
+  });
+  sigmoids(gate);
+  hyperbolic_tangents(candidate);
+  each<N>([&](auto r) WM_FLAT {
+    cell[r] = fma(gate[3 * r + 1], load(c[r]), gate[3 * r] * candidate[r]);
+    store(c[r], cell[r]);
+  });
+  hyperbolic_tangents(cell);
+  each<N>([&](auto r) WM_FLAT { store(h[r], gate[3 * r + 2] * cell[r]); });
+}
+
+// One block of kWidth units for R rows: gates, cell and output.
 template <class Mode, int R>
 inline void lstm_block(const wm::Model& m, int64_t block, const typename Mode::In* const (&in)[R],
                        const typename Mode::Hid* const (&h)[R], const float (&unit)[R], float* const (&c)[R],
                        float* const (&h_next)[R]) {
   typedef typename Mode::In In;
-  const int64_t depth = padded<In>(m.latent + m.action);
+  const int64_t depth = m.latent + m.action;
   F acc[R][kGroup];
   multiply_hidden<Mode, R, kGroup>(acc, h, unit, m.gates_hidden, block, m.hidden);
-  accumulate<R, kGroup>(acc, in, group_weights<In>(m.gates_input, block, depth), depth);
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    const F i = sigmoid(acc[r][0]), f = sigmoid(acc[r][1]), g = hyperbolic_tangent(acc[r][2]), o = sigmoid(acc[r][3]);
-    const F cell = fma(f, load(c[r] + block * kWidth), i * g);
-    store(c[r] + block * kWidth, cell);
-    store(h_next[r] + block * kWidth, o * hyperbolic_tangent(cell));
-  }
+  accumulate<In, R, kGroup>(acc, in, group_weights<In>(m.gates_input, block, depth), padded<In>(depth));
+  each<(R + kCellRows - 1) / kCellRows>([&](auto part) WM_FLAT {
+    constexpr int kFirst = decltype(part)::value * kCellRows, kCount = R - kFirst < kCellRows ? R - kFirst : kCellRows;
+    F sums[kCount][kGroup];
+    float *cell[kCount], *out[kCount];
+    each<kCount>([&](auto r) WM_FLAT {
+      each<kGroup>([&](auto j) WM_FLAT { sums[r][j] = acc[kFirst + r][j]; });
+      cell[r] = c[kFirst + r] + block * kWidth;
+      out[r] = h_next[kFirst + r] + block * kWidth;
+    });
+    lstm_cell<kCount>(sums, cell, out);
+  });
 }
 
 }  // namespace

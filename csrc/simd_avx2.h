@@ -9,6 +9,7 @@ namespace {
 
 constexpr int kWidth = 8;
 constexpr int kRows = 3;  // 3 x 4 accumulators, 3 broadcasts and a weight fill the 16 registers
+constexpr int kCellRows = 1;  // rows whose cells are computed side by side
 
 typedef __m256 F;
 typedef __m256 M;

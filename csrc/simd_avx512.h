@@ -10,6 +10,7 @@ namespace {
 
 constexpr int kWidth = 16;
 constexpr int kRows = 6;  // 6 x 4 accumulators, 4 weights and a broadcast: 29 of 32 registers
+constexpr int kCellRows = 2;  // rows whose cells are computed side by side
 
 typedef __m512 F;
 typedef __mmask16 M;

@@ -14,6 +14,7 @@ namespace {
 
 constexpr int kWidth = 4;
 constexpr int kRows = 3;  // rows of a register tile: 3 x 4 accumulators, 3 broadcasts and a weight fill 16 registers
+constexpr int kCellRows = 1;  // rows whose cells are computed side by side
 
 typedef float F __attribute__((vector_size(16)));
 typedef uint32_t U __attribute__((vector_size(16)));
