@@ -85,7 +85,12 @@ class ControllerSpec:
 
 
 def act(spec: ControllerSpec, params: Tensor, features: Tensor) -> Tensor:
-    """The actions of P controllers, each on E observations.
+    """The actions of P controllers, each on E observations: :func:`raw_actions`, squashed; [P, E, A]."""
+    return squash_actions(spec, raw_actions(spec, params, features))
+
+
+def raw_actions(spec: ControllerSpec, params: Tensor, features: Tensor) -> Tensor:
+    """What P controllers put out before the squash, each on E observations.
 
     Parameters
     ----------
@@ -95,7 +100,7 @@ def act(spec: ControllerSpec, params: Tensor, features: Tensor) -> Tensor:
 
     Returns
     -------
-    actions : [P, E, A] = squash(W·x + b), or squash(W2·tanh(W1·x + b1) + b2)
+    [P, E, A] = W·x + b, or W2·tanh(W1·x + b1) + b2
     """
     x = features
     layers = spec.layers(params)
@@ -103,7 +108,7 @@ def act(spec: ControllerSpec, params: Tensor, features: Tensor) -> Tensor:
         x = torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
         if depth + 1 < len(layers):
             x = torch.tanh(x)
-    return squash_actions(spec, x)
+    return x
 
 
 def squash_actions(spec: ControllerSpec, raw: Tensor) -> Tensor:

@@ -144,8 +144,9 @@ def test_records_are_the_rollout(population: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
-def test_a_rollout_that_overflows_fails_alone(backend: str) -> None:
-    world = World(squash="identity", candidates=4)
+@pytest.mark.parametrize("squash", ["identity", "tanh", "argmax"])
+def test_a_rollout_that_overflows_fails_alone(backend: str, squash: str) -> None:
+    world = World(squash=squash, candidates=4)
     engine = DreamEngine(world.m, world.spec, backend=backend)
     plan = PLAN | {"max_steps": 10}
     sound = engine.rollout(world.params, world.starts, **plan)

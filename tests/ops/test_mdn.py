@@ -96,6 +96,14 @@ def test_sample_is_the_oracles(mixture: str, latent: int, mixtures: int, tempera
     check("z", got, want, precision="fp64")
 
 
+@pytest.mark.parametrize("temperature", [1e-40, 1e-30, 1e-6])
+def test_a_tiny_temperature_takes_the_likeliest(temperature: float) -> None:
+    logits = torch.tensor([[[-3.0, 2.0, 5.0, 4.0]]])
+    means = torch.arange(4.0).expand(1, 1, 4)
+    half = torch.full((1, 1), 0.5)
+    assert mdn_sample(logits, means, torch.zeros_like(means), half, torch.zeros(1, 1), temperature).item() == 2.0
+
+
 def test_ties_and_the_last_component() -> None:
     means = torch.arange(3.0).expand(1, 1, 3)
     tied = torch.zeros(1, 1, 3)

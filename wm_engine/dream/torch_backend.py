@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wm_engine.controller import ControllerSpec, act
+from wm_engine.controller import ControllerSpec, raw_actions, squash_actions
 from wm_engine.dream.types import DreamOutput, RolloutPlan, Starts
 from wm_engine.memory.model import MDNRNN
 from wm_engine.ops.dream import DreamWeights, dream_step
@@ -97,7 +97,8 @@ class TorchBackend:
 
         for step in range(plan.max_steps):
             features = spec.observe(z, h, c).unflatten(0, (num_p, num_e))
-            action = act(spec, params, features).flatten(0, 1)
+            raw = raw_actions(spec, params, features).flatten(0, 1)
+            action = squash_actions(spec, raw)
             normals, choice_uniforms, done_uniforms = (per_rollout(draw) for draw in draws.at(step))
             outcome = dream_step(
                 self._weights,
@@ -113,7 +114,7 @@ class TorchBackend:
                 done=plan.done,
             )
             z, h, c = outcome.z, outcome.h, outcome.c
-            finite = outcome.finite & torch.isfinite(action).all(dim=-1)
+            finite = outcome.finite & torch.isfinite(raw).all(dim=-1)
             if plan.record:
                 shown = alive.unsqueeze(-1)
                 record.append((z.where(shown, 0.0), action.where(shown, 0.0), outcome.reward.where(alive, 0.0)))

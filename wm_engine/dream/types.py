@@ -65,8 +65,8 @@ class DreamOutput:
 
     returns : float32 [P, E], sums of rewards; NaN where the rollout failed
     lengths : int32 [P, E], steps lived, the last one included
-    failed : bool [P], whether a rollout of the candidate met a non-finite action, reward, latent or end logit; such a
-        rollout stops there, and no other is touched
+    failed : bool [P], whether a rollout of the candidate met a non-finite output of the controller (before its squash),
+        reward, latent or end logit; such a rollout stops there, and no other is touched
     z : float32 [T, P, E, Z], the latent that each step led to; with ``record=True`` only, like the next two
     actions : float32 [T, P, E, A]
     rewards : float32 [T, P, E]; all three are zero after an episode's end

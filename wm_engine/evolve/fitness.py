@@ -24,8 +24,8 @@ from wm_engine.memory.model import MDNRNN
 from wm_engine.rollouts import RolloutStore
 from wm_engine.vision.model import VAE
 
-CHOOSE, SCORE = "choose", "score"
-"""The two streams of fresh noise after a training: one to choose among the finalists, one to score the choice with."""
+BEGIN, CHOOSE, SCORE = "begin", "choose", "score"
+"""Streams of fresh noise: to choose where a later phase begins, to choose among finalists, to score the choice with."""
 
 
 class Fitness(Protocol):

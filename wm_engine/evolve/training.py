@@ -18,7 +18,7 @@ from torch import Tensor
 from wm_engine.checks import check_tensor
 from wm_engine.controller import ControllerSpec
 from wm_engine.errors import CorruptFileError, RunMismatchError, WMEngineError
-from wm_engine.evolve.fitness import CHOOSE, SCORE, Fitness
+from wm_engine.evolve.fitness import BEGIN, CHOOSE, SCORE, Fitness
 from wm_engine.evolve.optimizers import make_optimizer, restore_optimizer
 from wm_engine.evolve.protocol import Optimizer, derive_seed
 from wm_engine.progress import track
@@ -37,8 +37,9 @@ class ControllerSettings(Section):
 
     The dream phase runs ``dream_generations`` of ``population`` candidates, each dreaming ``dream_episodes`` of
     ``dream_steps``; the real phase the same with its own numbers. ``dream_then_real`` begins the real phase at the mean
-    that the dream phase ended with. Each phase ends with ``finalists`` of the best candidates seen, and the
-    distribution's mean, meeting ``final_*_episodes`` of fresh luck; the best of them is the phase's winner.
+    that the dream phase ended with, or at the search's first point where that one does better in the real environment:
+    what a poor dream has taught can be worse than nothing. Each phase ends with ``finalists`` of the best candidates
+    seen, and the distribution's mean, meeting ``final_*_episodes`` of fresh luck; the best is the phase's winner.
     """
 
     free: ClassVar[frozenset[str]] = frozenset({"checkpoint_seconds"})
@@ -49,7 +50,7 @@ class ControllerSettings(Section):
         (), description="one of C's squashes for each action; none: tanh for actions in [-1, 1], sigmoid for [0, 1]"
     )
     train_in: Literal["dream", "real", "dream_then_real"] = Field("dream", description="where C is evolved")
-    optimizer: Literal["auto", "pycma"] = Field("auto", description="the evolution strategy")
+    optimizer: Literal["auto", "pycma", "batched"] = Field("auto", description="the evolution strategy")
     population: int = Field(64, ge=4, description="candidates a generation")
     sigma: float = Field(0.1, gt=0.0, description="first step size")
 
@@ -195,6 +196,7 @@ class _Training:
     ) -> None:
         self._settings, self._phases, self._seed, self._iteration = settings, phases, seed, iteration
         self._key, self._checkpoints, self._recorder = json.loads(json.dumps(key)), checkpoints, recorder
+        self._initial = start
         self._tensors: dict[str, Tensor] = {"start": start}
         self._where: dict[str, Any] = {"phase": 0, "generation": 0, "unranked": 0, "elite": [], "sources": {}}
         self._optimizer: Optimizer | None = None
@@ -206,10 +208,20 @@ class _Training:
             phase = self._phases[self._where["phase"]]
             if self._optimizer is None:
                 seed = derive_seed(self._seed, "optimizer", phase.name, self._iteration)
-                start, population = self._tensors["start"], self._settings.population
+                start, population = self._begin(phase), self._settings.population
                 self._optimizer = make_optimizer(self._settings.optimizer, start, phase.sigma, population, seed)
             self._evolve(phase, self._optimizer)
             self._crown(phase, self._optimizer)
+
+    def _begin(self, phase: _Phase) -> Tensor:
+        """Where a phase begins: at the mean of the one before, or at the first point if that does better here."""
+        points = [self._tensors["start"], self._initial]
+        if self._where["phase"] == 0:
+            return points[0]
+        returns = phase.fitness.fresh(torch.stack(points).float(), phase.final_episodes, BEGIN).double()
+        means = torch.nan_to_num(returns.mean(dim=1), nan=-math.inf, posinf=-math.inf)
+        _log.info("controller (%s): the mean so far makes %.1f here, the first point %.1f", phase.name, *means.tolist())
+        return points[int(means.argmax())]
 
     def _evolve(self, phase: _Phase, optimizer: Optimizer) -> None:
         saved_at = time.monotonic()

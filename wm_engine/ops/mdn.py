@@ -128,7 +128,9 @@ def mdn_sample(
     if temperature == 0.0:
         chosen = logits.argmax(dim=-1)
     else:
-        cumulative = torch.softmax(logits / temperature, dim=-1).cumsum(dim=-1)
+        # The largest is taken off before the division, not in softmax: logits / tau overflows for a tiny tau.
+        tempered = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
+        cumulative = torch.softmax(tempered, dim=-1).cumsum(dim=-1)
         chosen = (cumulative < uniforms.unsqueeze(-1)).sum(dim=-1).clamp(max=logits.shape[-1] - 1)
     index = chosen.unsqueeze(-1).expand(*means.shape[:-1], 1)
     mean = means.gather(-1, index).squeeze(-1)
