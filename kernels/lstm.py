@@ -144,6 +144,6 @@ def lstm_step(
     with torch.cuda.device_of(inputs):
         lstm_step_kernel[grid](
             inputs, h, c, weights, biases, h_out, c_out, batch, size, hidden,
-            HP=hp, XP=xp, UNITS=weights.shape[2] // 4, ROWS=rows, DOT=dot, num_warps=num_warps,
+            HP=hp, XP=xp, UNITS=weights.shape[2] // 4, ROWS=rows, DOT=dot, num_warps=num_warps, enable_fp_fusion=True,
         )  # fmt: skip
     return h_out, c_out

@@ -248,5 +248,5 @@ def _launch(
         return
     with torch.cuda.device_of(means):
         kernel[(triton.cdiv(rows, size["ROWS"]),)](
-            *tensors, rows, latent, mixtures, *rest, SHARED=logits.shape[1] == 1, **flags, **size
+            *tensors, rows, latent, mixtures, *rest, SHARED=logits.shape[1] == 1, **flags, **size, enable_fp_fusion=True
         )  # fmt: skip

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,11 +19,19 @@ from wm_engine.rng import key_words
 if TYPE_CHECKING:
     from wm_engine.kernels import launch  # type: ignore[import-not-found]
 
+_log = logging.getLogger(__name__)
+
 FORMS = ("auto", "persistent", "steps")
 
 # Bounds the scratch memory of a launch, not its results; larger populations are dreamt block by block.
 _MOST_BYTES = 4 << 30
 _MOST_ROLLOUTS = 1 << 20
+
+# Where the two forms are compared: this many rollouts, episodes a candidate, steps.
+_SIZES = (1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15)
+_EPISODES = 16
+_MEASURED_STEPS = 64
+_crossovers: dict[tuple[str, ...], int] = {}
 
 
 class TritonBackend:
@@ -110,7 +121,9 @@ class TritonBackend:
     def _dream(self, task: launch.Task) -> None:
         form = self._form
         if form == "auto":
-            form = "persistent"
+            # Records launch step by step without a graph, which never pays; the interpreter has nothing to measure.
+            small = task.record is None and self._device.type == "cuda" and len(task.returns) < self._crossover()
+            form = "steps" if small else "persistent"
         if form == "persistent":
             self._launch.persistent(self._model, self._controllers, task)
             return
@@ -122,6 +135,41 @@ class TritonBackend:
             self._steppers.clear()
             self._steppers[key] = self._launch.Stepper(self._model, self._controllers, task)
         self._steppers[key].run(task)
+
+    def _crossover(self) -> int:
+        """From how many rollouts on the persistent kernel is the faster form: measured once per device and sizes."""
+        sizes = (*self._model.sizes.items(), self._model.shared, self._model.settings, self._shape)
+        key = (torch.cuda.get_device_name(self._device), repr(sizes))
+        if key not in _crossovers:
+            _crossovers[key] = next((size for size in _SIZES if self._persistent_wins(size)), 2 * _SIZES[-1])
+            _log.info("triton: one persistent kernel from %d rollouts on", _crossovers[key])
+        return _crossovers[key]
+
+    def _persistent_wins(self, rollouts: int) -> bool:
+        spec, device = self._spec, self._device
+        candidates = rollouts // _EPISODES
+        params = torch.zeros(candidates, spec.num_params, device=device)
+        z, h = (torch.zeros(rollouts, n, device=device) for n in (spec.latent, spec.hidden))
+        returns, lengths = torch.empty(rollouts, device=device), torch.empty(rollouts, dtype=torch.int32, device=device)
+        task = self._launch.Task(
+            self._shape.pack(self._model, spec.layers(params)), _EPISODES, z, h, h, returns, lengths,
+            torch.empty_like(lengths), None, rollouts, _MEASURED_STEPS, 1.0, (0, 0), 0, True, False, True,
+        )  # fmt: skip
+        stepper = self._launch.Stepper(self._model, self._controllers, task)
+        one = _seconds(lambda: self._launch.persistent(self._model, self._controllers, task), device)
+        return one <= _seconds(lambda: stepper.run(task), device)
+
+
+def _seconds(run: Callable[[], None], device: torch.device) -> float:
+    """The best of three runs, after one that compiles."""
+    times = []
+    for _ in range(4):
+        torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        run()
+        torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
 
 
 def _target(device: torch.device, interpreted: bool) -> tuple[str, int | str]:

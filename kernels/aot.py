@@ -1,0 +1,207 @@
+"""Compiles every kernel for GPUs that need not be there, and checks what came out: ``python -m wm_engine.kernels.aot``.
+
+For each kernel and target: it compiles; matrix instructions are there where it has matrix products (wgmma on sm_90,
+tcgen05 on sm_100, mma on sm_80, mfma on gfx942); no trigonometry with a slow path; no more registers spilled than its
+bound, which is zero but for the persistent kernel. Prints registers, spills and shared memory; exit status 1 if
+anything falls short.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from . import dream, interpreted, launch, lstm, mdn
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+MATRIX_INSTRUCTIONS = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma", "gfx942": "v_mfma"}
+SLOW_TRIGONOMETRY = re.compile(r"trig_reduction|__nv_(sin|cos)|__ocml_(sin|cos)|\b(sin|cos)\.approx")
+SHARED_MEMORY = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+# The persistent kernel does not fit in registers yet. Its bound keeps it from growing worse.
+MOST_SPILLED_BYTES = {"rollout_kernel": 2048}
+_TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel with the arguments of a launch, by name."""
+
+    label: str
+    kernel: Any
+    values: dict[str, Any]
+    settings: launch.Settings
+    multiplies: bool
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a compiler made of a case: registers and spilled bytes a thread, shared memory in bytes, assembly."""
+
+    registers: int
+    spilled: int
+    shared: int
+    assembly: str
+
+
+def cases(target: str, hidden: int = 256) -> Iterator[Case]:
+    """The kernels at the paper's sizes in bfloat16, with the target's default settings."""
+    latent, action, mixtures, candidates, episodes = 32, 3, 5, 4, 16
+    gpu = TARGETS[target]
+    settings = launch.default_settings(gpu.backend, gpu.arch, hidden, torch.bfloat16)
+    ints, longs, floats = (torch.zeros(64, dtype=dtype) for dtype in (torch.int32, torch.int64, torch.float32))
+    for mixture, choices in (("shared", 1), ("per_dim", latent)):
+        shapes = [(choices, mixtures), (latent, mixtures), (latent, mixtures), (), ()]
+        model = launch.pack_model(
+            torch.zeros(4 * hidden, latent + action, dtype=torch.bfloat16),
+            torch.zeros(4 * hidden, hidden, dtype=torch.bfloat16),
+            torch.zeros(4 * hidden),
+            tuple(torch.zeros(hidden, *shape, dtype=torch.bfloat16) for shape in shapes),  # type: ignore[arg-type]
+            tuple(torch.zeros(shape) for shape in shapes),  # type: ignore[arg-type]
+            settings,
+        )
+        shape = launch.Controllers(2, ("tanh", "sigmoid", "sigmoid"), 0)
+        layers = [(torch.zeros(candidates, action, latent + hidden), torch.zeros(candidates, action))]
+        task = launch.Task(
+            shape.pack(model, layers), episodes, floats, floats, floats, floats, ints, ints, None, 64,
+            1000, 1.0, (1, 2), 0, False, True, True,
+        )  # fmt: skip
+        values = launch.values_of(model, shape.values(model), task) | launch.scratch(model, 64, 2)
+        values |= {"alive": ints, "acted": ints, "clock": ints, "step_offset": 0}
+        yield Case(f"rollout {mixture}", dream.rollout_kernel, values, settings, True)
+        yield Case(f"settle {mixture}", dream.settle_kernel, values, settings, True)
+        if mixture == "shared":
+            yield Case("advance", dream.advance_kernel, values, settings, True)
+            state = dict.fromkeys(("inputs", "h_in", "c_in", "h_out", "c_out"), floats)
+            sizes = {"inputs_size": latent + action}
+            yield Case("lstm step", lstm.lstm_step_kernel, values | state | sizes, settings, True)
+        size = mdn.blocks(latent, mixtures)
+        strides = {
+            f"{part}_{axis}": 1 for part in ("logits", "means", "log_stds") for axis in ("row", "d", "choice", "k")
+        }
+        rows = dict.fromkeys(("logits", "means", "log_stds", "target", "grad", "out"), floats)
+        rows |= {f"to_{name}": floats for name in ("logits", "means", "log_stds", "target")}
+        head = {
+            **rows, **strides, **size, "counters": longs, "target_row": latent, "target_d": 1, "rows": 64,
+            "latent": latent, "mixtures": mixtures, "SHARED": mixture == "shared", "GREEDY": False,
+            "key_low": 1, "key_high": 2, "temperature": 1.0,
+        }  # fmt: skip
+        plain = launch.Settings()
+        yield Case(f"mdn nll {mixture}", mdn.nll_kernel, head, plain, False)
+        yield Case(f"mdn nll backward {mixture}", mdn.nll_backward_kernel, head, plain, False)
+        yield Case(f"mdn sample {mixture}", mdn.sample_kernel, head, plain, False)
+
+
+def compile_case(case: Case, target: str) -> Compiled:
+    """Compile ``case`` for a target of TARGETS."""
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int], Any] = {}
+    attributes: dict[tuple[int], Any] = {}
+    for place, parameter in enumerate(case.kernel.params):
+        value = case.values[parameter.name]
+        if parameter.is_constexpr:
+            signature[parameter.name], constants[(place,)] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = "*" + _TYPES[value.dtype]
+            attributes[(place,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        else:
+            signature[parameter.name] = "i32"
+            if value % 16 == 0 and not parameter.do_not_specialize:
+                attributes[(place,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=case.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    options = {
+        "num_warps": case.settings.num_warps,
+        "num_stages": case.settings.num_stages,
+        "enable_fp_fusion": launch.FP_FUSION,
+    }
+    built = triton.compile(source, target=TARGETS[target], options=options)
+    if TARGETS[target].backend == "hip":
+        assembly = built.asm["amdgcn"]
+        return Compiled(
+            _number(r"\.vgpr_count:\s*(\d+)", assembly), 4 * _number(r"\.vgpr_spill_count:\s*(\d+)", assembly),
+            built.metadata.shared, assembly,
+        )  # fmt: skip
+    usage = _resource_usage(built.asm["cubin"])
+    return Compiled(
+        _number(r"REG:(\d+)", usage), _number(r"STACK:(\d+)", usage), built.metadata.shared, built.asm["ptx"]
+    )  # fmt: skip
+
+
+def shortfalls(case: Case, target: str, compiled: Compiled) -> list[str]:
+    """What is wrong with what the compiler made of a case."""
+    found = []
+    most = MOST_SPILLED_BYTES.get(case.kernel.__name__, 0)
+    if compiled.spilled > most:
+        found.append(f"{compiled.spilled} bytes a thread spilled, should be at most {most}")
+    if compiled.shared > SHARED_MEMORY[target]:
+        found.append(f"{compiled.shared} bytes of shared memory, the device has {SHARED_MEMORY[target]}")
+    if case.multiplies and MATRIX_INSTRUCTIONS[target] not in compiled.assembly:
+        found.append(f"no {MATRIX_INSTRUCTIONS[target]}")
+    if SLOW_TRIGONOMETRY.search(compiled.assembly):
+        found.append("trigonometry with a slow path")
+    return found
+
+
+def _number(pattern: str, text: str) -> int:
+    match = re.search(pattern, text)
+    if match is None:
+        raise RuntimeError(f"the compiler's report has nothing like {pattern!r}")
+    return int(match.group(1))
+
+
+def _resource_usage(cubin: bytes) -> str:
+    """The report of cuobjdump, which Triton's package carries."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compile and check; print a row for each kernel and target; 1 if one falls short."""
+    parser = argparse.ArgumentParser(prog="python -m wm_engine.kernels.aot", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), metavar="TARGET")
+    parser.add_argument("--only", default="", help="only kernels whose label holds this")
+    parser.add_argument("--hidden", type=int, default=256, help="H of the dream's kernels")
+    chosen = parser.parse_args(arguments)
+    if interpreted():
+        print("TRITON_INTERPRET is set, under which nothing is compiled: unset it", file=sys.stderr)
+        return 1
+    print(f"Triton {triton.__version__}; bytes; registers and spills are a thread's")
+    print(f"{'target':<8}{'kernel':<26}{'registers':>10}{'spilled':>9}{'shared':>9}  verdict")
+    failed = 0
+    for target in chosen.targets:
+        for case in cases(target, chosen.hidden):
+            if chosen.only not in case.label:
+                continue
+            compiled = compile_case(case, target)
+            wrong = shortfalls(case, target, compiled)
+            failed += bool(wrong)
+            verdict = "; ".join(wrong) or "ok"
+            row = f"{target:<8}{case.label:<26}{compiled.registers:>10}{compiled.spilled:>9}{compiled.shared:>9}"
+            print(f"{row}  {verdict}", flush=True)
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
