@@ -46,10 +46,14 @@ class BuildCore(build_ext):
         cmake = shutil.which("cmake")
         if cmake is None:
             raise RuntimeError("cmake was not found")
-        import pybind11
-
+        try:
+            import pybind11
+        except ImportError as error:
+            raise RuntimeError("pybind11 was not found") from error
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
+        # pip builds in an environment that it deletes: a cache left by an earlier install names a ninja that is gone.
+        (build / "CMakeCache.txt").unlink(missing_ok=True)
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
         self.call(
             [
@@ -68,7 +72,9 @@ class BuildCore(build_ext):
             "configuring",
         )
         self.call([cmake, "--build", str(build), "--target", "_C"], "compiling")
-        built = next((build / "lib").glob("_C.*"))
+        built = next((build / "lib").glob("_C.*"), None)
+        if built is None:
+            raise RuntimeError(f"the build left no _C in {build / 'lib'}")
         # Replaced, not overwritten: another process may have the old one mapped.
         staged = target.with_name(target.name + ".new")
         shutil.copy2(built, staged)
