@@ -1,5 +1,6 @@
 """Evolution of controllers: CMA-ES, the fitnesses, and the training that joins them."""
 
+from wm_engine.evolve.cmaes import BatchedCMAES
 from wm_engine.evolve.fitness import DreamFitness, Fitness, RealFitness
 from wm_engine.evolve.optimizers import make_optimizer, restore_optimizer
 from wm_engine.evolve.protocol import Optimizer, derive_seed
@@ -7,6 +8,7 @@ from wm_engine.evolve.pycma import PycmaES
 from wm_engine.evolve.training import ControllerResult, ControllerSettings, train_controller
 
 __all__ = [
+    "BatchedCMAES",
     "ControllerResult",
     "ControllerSettings",
     "DreamFitness",

@@ -1,0 +1,355 @@
+"""CMA-ES in matrix products, for populations of thousands.
+
+Hansen 2016, "The CMA Evolution Strategy: A Tutorial" (arXiv:1604.00772), with active updates and the parameter settings
+of the ``cma`` package 4, in a form that needs no eigendecomposition. The covariance matrix C is kept as its Cholesky
+factor, C = L·Lᵀ, as in Krause, Arbonès & Igel 2016 ("CMA-ES with Optimal Covariance Update and Storage Complexity"),
+and updated in the coordinates z in which it is the identity:
+
+    x = m + σ·L·z,  z ~ N(0, I)
+    C ← a·C + c₁·p·pᵀ + c_μ·Σ wᵢ·yᵢ·yᵢᵀ  =  L·M·Lᵀ,   M = a·I + c₁·q·qᵀ + c_μ·Zᵀ·W·Z,   y = L·z,  p = L·q
+    L ← L·G,  G·Gᵀ = M
+
+M is close to the identity and positive definite by the choice of weights, so its Cholesky factor is cheap and safe
+whatever the condition of C. A generation costs two products of P·D² multiply-adds and O(D³) more; the memory is
+O(D² + P·D).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from wm_engine.checks import check_choice
+from wm_engine.evolve.protocol import Ranking, Returns, State, check_start, derive_seed, rank
+
+_log = logging.getLogger(__name__)
+
+VARIANTS = ("auto", "full", "separable")
+_MOST_FULL_DIMENSIONS = 5000
+# From here on, as in ``cma``, the step size follows a pair of test steps (TPA) instead of its path's length (CSA),
+# which takes of the order of D generations to react: at D = 867 CSA needed 1.8 times the evaluations on the sphere.
+_TEST_STEPS_FROM = 300
+_TEST_STEPS_MEMORY = 0.3
+
+# Far outside what a search needs; they keep a diverging or collapsing distribution inside floating-point range.
+_LEAST_STD, _GREATEST_STD = 1e-15, 1e15
+# The Cholesky factor's diagonal bounds the condition of C from below: beyond this, float64 loses the short axes.
+_MOST_STRETCH = 1e7
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The strategy parameters for D and P: learning rates, damping and recombination weights, best rank first.
+
+    weights : float64 [P], positive ones summing to 1, then negative ones
+    mueff : variance-effective number of parents
+    cs, damps : of the step size's path; test_damps : of its test steps
+    cc : of the covariance's path; c1, cmu : of C
+    gap : generations between refreshes of the factor; C changes too little in between to matter
+    """
+
+    weights: Tensor
+    mueff: float
+    cs: float
+    damps: float
+    test_damps: float
+    cc: float
+    c1: float
+    cmu: float
+    gap: int
+
+    @classmethod
+    def of(cls, dimension: int, popsize: int, separable: bool) -> Parameters:
+        """The defaults of ``cma`` 4 (tutorial, table 1, with the package's later changes to cs and damps)."""
+        D, P = dimension, popsize
+        raw = math.log((P + 1) / 2) - torch.arange(1, P + 1, dtype=torch.float64).log()
+        positive, negative = raw.clamp(min=0.0), raw.clamp(max=0.0)
+        positive = positive / positive.sum()
+        mueff = 1.0 / float((positive**2).sum())
+        mueff_negative = float(negative.sum() ** 2 / (negative**2).sum())
+
+        if separable:
+            # Ros & Hansen 2008: a diagonal can be learnt D/3 times as fast as a full matrix, and more.
+            cc = (1 + 1 / D + mueff / D) / (math.sqrt(D) + 1 / D + 2 * mueff / D)
+            c1 = 1 / (D + 2 * math.sqrt(D) + mueff / D)
+            cmu = min(1 - c1, (mueff + 1 / mueff - 1.75) / (D + 4 * math.sqrt(D) + mueff / 2))
+        else:
+            cc = (4 + mueff / D) / (D + 4 + 2 * mueff / D)
+            c1 = min(1, P / 6) * 2 / ((D + 1.3) ** 2 + mueff)
+            cmu = min(1 - c1, 2 * (mueff + 1 / mueff - 1.75) / ((D + 2) ** 2 + mueff))
+        # No decay; no more than their share of information; and C stays positive definite (tutorial, eqs. 50-52).
+        share = min(1 + c1 / cmu, 1 + 2 * mueff_negative / (mueff + 2), (1 - c1 - cmu) / (D * cmu))
+        weights = positive + max(0.0, share) * negative / float(negative.abs().sum())
+
+        cs = min(0.5, (mueff + 2) / (D + mueff + 3))
+        crowd = max(1.0, 3 * (1 - 0.5 ** (D / 9))) * math.sqrt((mueff - 1) / (D + 1))
+        damps = 1 + cs + 2 * max(0.0, crowd - 1)
+        test_damps = 0.7 + 2 * math.log(D) + 2 * math.log(max(1, P - D))
+        gap = max(1, int(1 / (10 * D * (c1 + cmu))))
+        return cls(weights, mueff, cs, damps, test_damps, cc, c1, cmu, gap)
+
+
+class _Shape(Protocol):
+    """C, up to σ²: how white noise z becomes steps y = L·z, and how C learns."""
+
+    def stretch(self, z: Tensor) -> Tensor:
+        """z [..., D] to y [..., D]."""
+        ...
+
+    def whiten(self, y: Tensor) -> Tensor:
+        """y [D] to z [D]."""
+        ...
+
+    def learn(self, decay: float, c1: float, q: Tensor, cmu: float, z: Tensor, weights: Tensor) -> None:
+        """C ← decay·C + c1·(Lq)(Lq)ᵀ + cmu·Σ wᵢ (Lzᵢ)(Lzᵢ)ᵀ for q [D], z [P, D], weights [P]."""
+        ...
+
+    def greatest_std(self) -> float:
+        """The largest standard deviation of a coordinate, less σ."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors that the constructor takes."""
+        ...
+
+
+class _FullShape:
+    def __init__(self, factor: Tensor, gap: int, pending: Tensor | None = None, waiting: int = 0) -> None:
+        self._factor, self._gap, self._waiting = factor, gap, waiting
+        self._pending = _identity_like(factor) if pending is None else pending
+
+    def stretch(self, z: Tensor) -> Tensor:
+        return z.double() @ self._factor.T
+
+    def whiten(self, y: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(self._factor, y.unsqueeze(1), upper=False).squeeze(1)
+
+    def learn(self, decay: float, c1: float, q: Tensor, cmu: float, z: Tensor, weights: Tensor) -> None:
+        # In these coordinates all is of order one, so float32 is exact enough for the sum over P, and twice as fast.
+        rank_mu = (z * weights.float().unsqueeze(1)).T @ z
+        self._pending.mul_(decay).add_(torch.outer(q, q), alpha=c1).add_(rank_mu, alpha=cmu)
+        self._waiting += 1
+        if self._waiting >= self._gap:
+            self._refresh()
+
+    def _refresh(self) -> None:
+        self._factor = self._factor @ _cholesky(self._pending)
+        self._pending = _identity_like(self._factor)
+        self._waiting = 0
+        axes = self._factor.diagonal()
+        if float(axes.max()) > _MOST_STRETCH * float(axes.min()):
+            _log.warning("CMA-ES: the covariance became degenerate; it begins anew, as round as it was large")
+            self._factor = axes.log().mean().exp() * _identity_like(self._factor)
+
+    def greatest_std(self) -> float:
+        return float(torch.linalg.vector_norm(self._factor, dim=1).max())
+
+    def state(self) -> dict[str, Tensor]:
+        waiting = torch.tensor(self._waiting)
+        return {"factor": self._factor, "waiting": waiting} | ({"pending": self._pending} if self._waiting else {})
+
+
+def _identity_like(matrix: Tensor) -> Tensor:
+    return torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+
+
+def _cholesky(matrix: Tensor) -> Tensor:
+    """The Cholesky factor; of the nearest of matrix + εI that has one, should rounding have cost it definiteness."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    ridge = 1e-12
+    while int(failed):
+        if ridge > 1.0 or not bool(torch.isfinite(matrix).all()):
+            _log.warning("CMA-ES: an update of the covariance was lost: it was not positive definite")
+            return _identity_like(matrix)
+        factor, failed = torch.linalg.cholesky_ex(matrix + ridge * _identity_like(matrix))
+        ridge *= 100.0
+    return factor
+
+
+class _DiagonalShape:
+    def __init__(self, stds: Tensor) -> None:
+        self._stds = stds
+
+    def stretch(self, z: Tensor) -> Tensor:
+        return z.double() * self._stds
+
+    def whiten(self, y: Tensor) -> Tensor:
+        return y / self._stds
+
+    def learn(self, decay: float, c1: float, q: Tensor, cmu: float, z: Tensor, weights: Tensor) -> None:
+        # The exponential of the change, not one plus it: a coordinate's variance then stays positive by itself.
+        change = (decay - 1.0) + c1 * q**2 + cmu * (weights @ z.double() ** 2)
+        self._stds = (self._stds * torch.exp(0.5 * change)).clamp(1e-150, 1e150)
+
+    def greatest_std(self) -> float:
+        return float(self._stds.max())
+
+    def state(self) -> dict[str, Tensor]:
+        return {"stds": self._stds}
+
+
+class BatchedCMAES:
+    """CMA-ES over populations of thousands, on the CPU or a GPU.
+
+    Parameters
+    ----------
+    x0 : [D], the first mean; sigma : the first step size; popsize : P, at least 4
+    seed : generation g draws from a generator keyed with ``derive_seed(seed, "cmaes", g)``
+    variant : "full" | "separable" (a diagonal C, memory O(P·D)) | "auto": separable above 5,000 dimensions
+    device : where the state lives; candidates are drawn there too, so other kinds of device draw other ones
+
+    State is float64; the white noise, and the products in its coordinates, are float32. As in ``cma``, the step size is
+    adapted by the length of its path (CSA) below 300 dimensions, and above by two-point adaptation (TPA; Hansen 2008,
+    Akimoto & Hansen 2020): candidates 0 and 1 then repeat the mean's last step, forwards and backwards, and σ grows
+    where the forward one ranks better. Logged and mended: a step size that leaves 10^±15 times the first is held there;
+    a covariance that float64 can no longer tell from a singular one begins anew as a sphere.
+    """
+
+    def __init__(
+        self,
+        x0: Any,
+        sigma: float,
+        popsize: int,
+        seed: int = 0,
+        *,
+        variant: str = "auto",
+        device: str | torch.device = "cpu",
+    ) -> None:
+        mean, self._sigma, self._popsize, self._seed = check_start(x0, sigma, popsize, seed)
+        check_choice("variant", variant, VARIANTS)
+        self._separable = variant == "separable" or (variant == "auto" and mean.size > _MOST_FULL_DIMENSIONS)
+        self._device = torch.device(device)
+        self._first_sigma, self._generation = self._sigma, 0
+        self._mean = torch.from_numpy(mean).to(self._device)
+        self._sigma_path, self._path, self._shift = (torch.zeros_like(self._mean) for _ in range(3))
+        self._test_steps, self._trend = mean.size >= _TEST_STEPS_FROM, 0.0
+        self._parameters = Parameters.of(mean.size, self._popsize, self._separable)
+        self._weights = self._parameters.weights.to(self._device)
+        ones = torch.ones_like(self._mean)
+        self._shape: _Shape = _DiagonalShape(ones) if self._separable else _FullShape(ones.diag(), self._parameters.gap)
+        self._noise: Tensor | None = None
+        self.last_ranking: Ranking | None = None
+
+    @property
+    def dimension(self) -> int:
+        return self._mean.numel()
+
+    @property
+    def popsize(self) -> int:
+        return self._popsize
+
+    @property
+    def generation(self) -> int:
+        return self._generation
+
+    @property
+    def mean(self) -> Tensor:
+        return self._mean.clone()
+
+    @property
+    def sigma(self) -> float:
+        return self._sigma
+
+    def ask(self) -> Tensor:
+        if self._noise is None:
+            key = derive_seed(self._seed, "cmaes", self._generation)
+            generator = torch.Generator(self._device).manual_seed(key)
+            self._noise = torch.randn(self._popsize, self.dimension, generator=generator, device=self._device)
+            if self._test_steps and self._generation > 0:
+                direction = self._shape.whiten(self._shift)
+                length = torch.linalg.vector_norm(self._noise[0]) / torch.linalg.vector_norm(direction)
+                self._noise[0] = (direction * length).float()
+                self._noise[1] = -self._noise[0]
+        return self._shape.stretch(self._noise).mul_(self._sigma).add_(self._mean)
+
+    def tell(self, returns: Returns) -> None:
+        if self._noise is None:
+            raise RuntimeError("tell: ask() first; a generation is told once")
+        ranking = rank(returns, self._popsize, self._seed, self._generation)
+        weights = torch.empty_like(self._weights)
+        weights[torch.from_numpy(ranking.order).to(self._device)] = self._weights
+        path_length = self._update(self._noise, weights)
+        self._adapt_sigma(path_length, ranking)
+        self._noise, self.last_ranking = None, ranking
+        self._generation += 1
+
+    def _update(self, z: Tensor, weights: Tensor) -> float:
+        """Move the mean, the paths and C; the length of the step size's path."""
+        p, D = self._parameters, self.dimension
+        z_mean = (weights.clamp(min=0.0).float() @ z).double()
+        y_mean = self._shape.stretch(z_mean)
+        self._mean, self._shift = self._mean + self._sigma * y_mean, y_mean
+
+        self._sigma_path = (1 - p.cs) * self._sigma_path + math.sqrt(p.cs * (2 - p.cs) * p.mueff) * z_mean
+        length = float(torch.linalg.vector_norm(self._sigma_path))
+        # A long path means that σ is still far too small: C must not learn the direction meanwhile.
+        settled = length**2 / (1 - (1 - p.cs) ** (2 * (self._generation + 1))) < D * (2 + 4 / (D + 1))
+        self._path = (1 - p.cc) * self._path
+        if settled:
+            self._path = self._path + math.sqrt(p.cc * (2 - p.cc) * p.mueff) * y_mean
+
+        c1_kept = p.c1 if settled else p.c1 * (1 - p.cc * (2 - p.cc))
+        decay = 1 - c1_kept - p.cmu * float(p.weights.sum())
+        squares = (z * z).sum(dim=1).double()
+        weights = torch.where(weights < 0, weights * D / squares.clamp(min=1e-9), weights)
+        self._shape.learn(decay, p.c1, self._shape.whiten(self._path), p.cmu, z, weights)
+        return length
+
+    def _adapt_sigma(self, path_length: float, ranking: Ranking) -> None:
+        p, D = self._parameters, self.dimension
+        if self._test_steps:
+            if self._generation > 0:
+                forward, backward = (int((ranking.order == candidate).argmax()) for candidate in (0, 1))
+                better = (backward - forward) / (self._popsize - 1)
+                self._trend += _TEST_STEPS_MEMORY * (math.copysign(math.sqrt(abs(better)), better) - self._trend)
+            self._sigma *= math.exp(self._trend / p.test_damps)
+        else:
+            expected = math.sqrt(D) * (1 - 1 / (4 * D) + 1 / (21 * D**2))
+            self._sigma *= math.exp(min(1.0, p.cs / p.damps * (path_length / expected - 1)))
+
+        spread = self._sigma * self._shape.greatest_std()
+        least, greatest = _LEAST_STD * self._first_sigma, _GREATEST_STD * self._first_sigma
+        if not least <= spread <= greatest:
+            _log.warning("CMA-ES: the largest standard deviation, %g, is held within [%g, %g]", spread, least, greatest)
+            held = least if spread < least else greatest
+            self._sigma = held / self._shape.greatest_std()
+
+    def state(self) -> State:
+        tensors = {"mean": self._mean, "sigma_path": self._sigma_path, "path": self._path, "shift": self._shift}
+        tensors |= {f"shape.{name}": tensor for name, tensor in self._shape.state().items()}
+        values = {
+            "kind": "batched",
+            "separable": self._separable,
+            "device": str(self._device),
+            "popsize": self._popsize,
+            "seed": self._seed,
+            "sigma": self._sigma,
+            "first_sigma": self._first_sigma,
+            "trend": self._trend,
+            "generation": self._generation,
+        }
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, values
+
+    @classmethod
+    def from_state(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> BatchedCMAES:
+        """The optimiser whose ``state()`` this was, ready for its next ``ask``."""
+        variant = "separable" if values["separable"] else "full"
+        names = ("first_sigma", "popsize", "seed")
+        restored = cls(tensors["mean"], *(values[name] for name in names), variant=variant, device=values["device"])
+        restored._sigma, restored._trend, restored._generation = (values[n] for n in ("sigma", "trend", "generation"))
+        # Copies, because the alignment of what a file was read into could change the last bits of matrix products.
+        parts = {name: tensor.to(restored._device, copy=True) for name, tensor in tensors.items()}
+        restored._sigma_path, restored._path, restored._shift = parts["sigma_path"], parts["path"], parts["shift"]
+        if values["separable"]:
+            restored._shape = _DiagonalShape(parts["shape.stds"])
+        else:
+            waiting = int(parts["shape.waiting"])
+            restored._shape = _FullShape(
+                parts["shape.factor"], restored._parameters.gap, parts.get("shape.pending"), waiting
+            )
+        return restored
