@@ -2,9 +2,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#include <time.h>
 
-#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -243,20 +241,14 @@ py::dict take_laps() {
 }
 #endif
 
-// Processor time of this thread: a busy neighbour takes none of it.
-double thread_seconds() {
-  timespec now;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
-
-// Flops a second (two a multiply-add) of one thread on registers alone, at a level and precision; 0 where the level has
-// no instruction for it. The best of a dozen tries of about ten milliseconds.
-double peak_flops(const std::string& precision, const std::string& isa) {
+// Multiply-adds on registers alone, on this thread, at a level and precision: how many flops that was (two each), 0
+// where the level has no instruction for it. Timed, it is the roof of every matrix product.
+int64_t multiply_adds(const std::string& precision, int64_t rounds, const std::string& isa) {
   const std::string level = wm::choose_level(isa).name;
   const auto which = choice<wm::Precision>(
       "precision", precision,
       {{"fp32", wm::Precision::fp32}, {"bf16", wm::Precision::bf16}, {"int8", wm::Precision::int8}});
+  size_between("rounds", rounds, 0, int64_t{1} << 40);
   wm::Peak peak = nullptr;
 #if defined(WM_X86)
   const bool wide = level == "avx512" || level == "avx512_bf16";
@@ -267,19 +259,13 @@ double peak_flops(const std::string& precision, const std::string& isa) {
 #if defined(WM_NEON)
   if (which == wm::Precision::fp32 && level == "neon") peak = wm::peak_neon_f32;
 #endif
-  if (peak == nullptr) return 0.0;
+  if (peak == nullptr) return 0;
   const py::gil_scoped_release released;
-  volatile float kept = 0.0f;
-  double best = 0.0;
-  for (int attempt = 0; attempt < 12; ++attempt) {
-    float sink = 0.0f;
-    const double began = thread_seconds();
-    const int64_t flops = peak(3000000, &sink);
-    best = std::max(best, static_cast<double>(flops) / (thread_seconds() - began));
-    kept = sink;
-  }
+  float sink = 0.0f;
+  const int64_t flops = peak(rounds, &sink);
+  const volatile float kept = sink;
   static_cast<void>(kept);
-  return best;
+  return flops;
 }
 
 std::string compiler() {
@@ -320,8 +306,8 @@ PYBIND11_MODULE(_C, module) {
   module.def("chosen_isa", [] { return std::string(wm::choose_level("auto").name); });
   module.def("available_processors", &wm::available_processors, "CPU affinity, or the cgroup's quota if it is less.");
   module.def("compiler", &compiler);
-  module.def("peak_flops", &peak_flops, py::arg("precision") = "fp32", py::arg("isa") = "auto",
-             "Flops a second of one thread on registers alone, the roof of any product; 0 where there is none.");
+  module.def("multiply_adds", &multiply_adds, py::arg("precision"), py::arg("rounds"), py::arg("isa") = "auto",
+             "Multiply-adds on registers alone: how many flops it did; 0 where the level has no such instruction.");
 #if defined(WM_PROFILE)
   module.def("take_laps", &take_laps, "Time by phase since the last call; in builds with WM_PROFILE only.");
 #endif

@@ -6,13 +6,15 @@ int64_t wm::peak_avx512_bf16(int64_t rounds, float* sink) {
   const __m512 ones = _mm512_set1_ps(1e-3f);
   const __m512bh pairs = _mm512_cvtne2ps_pbh(ones, ones);
   return run_chains(
-      rounds, sink, _mm512_setzero_ps(), 64, [=](__m512 x) { return _mm512_dpbf16_ps(x, pairs, pairs); },
+      rounds, sink, 64, [](int n) { return _mm512_set1_ps(static_cast<float>(n)); },
+      [=](__m512 x) { return _mm512_dpbf16_ps(x, pairs, pairs); },
       [](__m512 x) { return _mm512_cvtss_f32(x); });
 }
 
 int64_t wm::peak_avx512_int8(int64_t rounds, float* sink) {
   const __m512i bytes = _mm512_set1_epi8(1);
   return run_chains(
-      rounds, sink, _mm512_setzero_si512(), 128, [=](__m512i x) { return _mm512_dpbusd_epi32(x, bytes, bytes); },
+      rounds, sink, 128, [](int n) { return _mm512_set1_epi32(n); },
+      [=](__m512i x) { return _mm512_dpbusd_epi32(x, bytes, bytes); },
       [](__m512i x) { return static_cast<float>(_mm_cvtsi128_si32(_mm512_castsi512_si128(x))); });
 }
