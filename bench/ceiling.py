@@ -1,24 +1,30 @@
-"""The machine's ceiling for a dream: its bare matrix products, nothing else, by torch."""
+"""The machine's ceilings for a dream: its bare matrix products by torch, and multiply-adds on registers alone."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from wm_engine.dream.cpp_backend import CppBackend
 from wm_engine.dream.torch_backend import DTYPES
 
+from .costs import step_cost
 from .workload import Setup
 
-NAME = "bare matrix products"
+PRODUCTS = "bare matrix products"
+PEAK = "instruction peak"
+
+_ROUNDS = 2_000_000
 
 
 def products(setup: Setup, device: str, precision: str) -> Callable[[], None] | None:
     """All matrix products of a dream in their dense form, on every rollout at once; None where torch has none such.
 
     A step: ``[B, Z+A+H] x [Z+A+H, 4H]`` and ``[B, H] x [H, N]``. The controller's are under one in a hundred and left
-    out. A backend may do with fewer multiply-adds than these (see ``shared`` in docs/benchmarks.md) and so pass the
-    ceiling.
+    out.
     """
     if precision not in DTYPES:
         return None
@@ -39,3 +45,34 @@ def products(setup: Setup, device: str, precision: str) -> Callable[[], None] | 
             torch.cuda.synchronize()
 
     return run
+
+
+def instruction_peak(precision: str, threads: int) -> tuple[Callable[[], None], float] | None:
+    """The C++ core's multiply-adds on registers alone, on every thread: the function, and how many flops a call does.
+
+    None where the core was not built or its level has no instruction for the precision.
+    """
+    if not CppBackend.available()[0]:
+        return None
+    core = importlib.import_module("wm_engine._C")
+    if precision not in CppBackend.PRECISIONS or core.multiply_adds(precision, 1) == 0:
+        return None
+    pool = ThreadPoolExecutor(threads)
+
+    def run() -> None:
+        for done in [pool.submit(core.multiply_adds, precision, _ROUNDS) for _ in range(threads)]:
+            done.result()
+
+    return run, float(threads * core.multiply_adds(precision, 1) * _ROUNDS)
+
+
+def peak_steps(setup: Setup, precision: str, threads: int) -> tuple[Callable[[], None], float] | None:
+    """As :func:`instruction_peak`, in dream steps: flops a call over those that a step of the workload cannot avoid.
+
+    Where ``shared`` these are the chosen component's alone.
+    """
+    peak = instruction_peak(precision, threads)
+    if peak is None:
+        return None
+    run, flops = peak
+    return run, flops / step_cost(setup.workload, precision, setup.workload.rollouts).flops

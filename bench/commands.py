@@ -121,8 +121,8 @@ def bench(
 
     Every rival is first checked against a float64 dream; a wrong one gets no speed, and the exit status is 1. Rivals
     are then timed in turn, round after round: the table has medians with their 20 and 80 % quantiles, and ratios taken
-    within rounds. The ceiling is the dream's bare matrix products by torch at the same precision. Rows marked * are
-    the engine's.
+    within rounds. The ceiling is the processor's instruction peak for the multiply-adds of a step, or, where that
+    cannot be measured, the dream's bare matrix products by torch. Rows marked * are the engine's.
 
     \b
     Examples:
@@ -257,7 +257,7 @@ def _show_phases(profile: CpuProfile, roofs: Roofs, path: Path, title: str) -> N
     total = sum(phase.nanoseconds for phase in profile.phases)
     rows.append(["all", "100.0 %", f"{total:,.0f}", "", "", ""])
     click.echo("\n".join(aligned([["phase", "time", "ns a step", "GFLOP/s", "of peak", "flops/byte"], *rows])))
-    peak = f"{roofs.flops / 1e9:,.0f} GFLOP/s matrix product" if roofs.flops else "no matrix product at this precision"
+    peak = f"{roofs.flops / 1e9:,.0f} GFLOP/s" if roofs.flops else "no products at this precision"
     click.echo(
         f"{profile.row_steps:,} rollout steps in tiles of {profile.rows_a_tile:.0f}; ns of one thread; rates of all "
         f"threads; measured roofs: {peak}, {roofs.memory / 1e9:,.0f} GB/s memory"
@@ -271,7 +271,7 @@ def _show_phases(profile: CpuProfile, roofs: Roofs, path: Path, title: str) -> N
 
 
 def _of_peak(flops: float, roofs: Roofs) -> str:
-    return f", {100 * flops / roofs.flops:.0f} % of a large matrix product's" if roofs.flops else ""
+    return f", {100 * flops / roofs.flops:.0f} % of the machine's peak" if roofs.flops else ""
 
 
 def _field(

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .ceiling import NAME as CEILING
-from .ceiling import products
+from .ceiling import PEAK, PRODUCTS, peak_steps, products
 from .check import WrongResultError, check
 from .measure import Timing, interleave, ratio
 from .rivals import Rival
@@ -29,7 +29,8 @@ class Entry:
     kind : "engine", "peer" or "ceiling"
     wrong : why it has no speed, where its check failed; the numbers are then None
     versus : how many times the rate of each peer this is, by the peer's name
-    of_ceiling : the share of the bare matrix products' rate at the same precision, None where there are none
+    of_ceiling : the share of the machine's ceiling at the same precision: the instruction peak where the C++ core can
+        measure it, else the bare matrix products; None where there is neither
     """
 
     name: str
@@ -62,11 +63,17 @@ class _Ready:
     amount: float
 
 
-def measure(workload: Workload, field: Sequence[Rival], rounds: int, say: Callable[[str], None]) -> list[Entry]:
-    """Check every rival, then time those that are right, in turn, with the bare products of their precisions.
+def measure(
+    workload: Workload,
+    field: Sequence[Rival],
+    rounds: int,
+    say: Callable[[str], None],
+    clock: Callable[[], float] | None = None,
+) -> list[Entry]:
+    """Check every rival, then time those that are right, in turn, with the ceilings of their precisions.
 
     The steps of a timed run are cut so that one takes about a second; the rate of a step hardly depends on them.
-    ``say`` is told what is going on.
+    ``say`` is told what is going on; ``clock`` as in :func:`bench.measure.interleave`.
     """
     setup = prepare(workload)
     mean_length = setup.lived_steps() / workload.rollouts
@@ -88,11 +95,14 @@ def measure(workload: Workload, field: Sequence[Rival], rounds: int, say: Callab
         if run is not None:
             cut = _fitting(lambda steps, p=precision: products(setup.resized(steps=steps), device, p), workload.steps)
             run = products(setup.resized(steps=cut), device, precision)
-            ready.append(_Ready(f"{CEILING} {precision}", "ceiling", precision, run, workload.rollouts * cut))
+            ready.append(_Ready(f"{PRODUCTS} {precision}", "ceiling", precision, run, workload.rollouts * cut))
+        peak = peak_steps(setup, precision, torch.get_num_threads()) if device == "cpu" else None
+        if peak is not None:
+            ready.append(_Ready(f"{PEAK} {precision}", "ceiling", precision, *peak))
     if not ready:
         return wrong
     say(f"P={workload.candidates}: timing {len(ready)} rivals in turn, {rounds} rounds")
-    timings = interleave({each.name: each.run for each in ready}, rounds)
+    timings = interleave({each.name: each.run for each in ready}, rounds, clock=clock)
     return [_entry(each, ready, timings, workload, mean_length) for each in ready] + wrong
 
 
@@ -120,7 +130,8 @@ def _entry(
         for peer in ready
         if peer.kind == "peer" and each.kind != "ceiling"
     }
-    ceiling = next((c for c in ready if c.kind == "ceiling" and c.precision == each.precision), None)
+    ceilings = [c for c in ready if c.kind == "ceiling" and c.precision == each.precision]
+    ceiling = max(ceilings, key=lambda c: c.name.startswith(PEAK), default=None)
     rate = each.amount / timing.median
     return Entry(
         name=each.name,

@@ -77,7 +77,7 @@ def roofline_plot(points: Mapping[str, tuple[float, float, float]], roofs: Roofs
         heights = np.minimum(edges * bandwidth, peak) / 1e9
         panel.plot(edges, heights, color=LIGHT.muted, linestyle=style, label=f"{name}: {bandwidth / 1e9:,.0f} GB/s")
     if roofs.flops:
-        panel.axhline(peak / 1e9, color=LIGHT.ink, linewidth=1.0, label=f"matrix product: {peak / 1e9:,.0f} GFLOP/s")
+        panel.axhline(peak / 1e9, color=LIGHT.ink, linewidth=1.0, label=f"peak: {peak / 1e9:,.0f} GFLOP/s")
     for index, (name, (intensity, gflops, share)) in enumerate(points.items()):
         colour = LIGHT.accents[index % len(LIGHT.accents)]
         panel.scatter([intensity], [gflops], s=30 + 400 * share, color=colour, alpha=0.85, zorder=3)

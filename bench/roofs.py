@@ -11,6 +11,8 @@ import torch
 
 from wm_engine.dream.torch_backend import DTYPES
 
+from .ceiling import instruction_peak
+
 _SIDE = {"cpu": 1024, "cuda": 8192}
 _MEMORY_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
 _CACHED_BYTES = 256 << 10
@@ -19,7 +21,8 @@ _TRIES = 9
 
 @dataclass(frozen=True)
 class Roofs:
-    """flops : of a large square matrix product a second, None where torch has none at the precision
+    """flops : a second, of multiply-adds on registers alone; where that cannot be measured, of a large square matrix
+        product; None where torch has none at the precision
     memory : bytes a second of a large copy, read and written
     cache : the same of a copy that fits one core's own cache, times the threads; None on a GPU
     """
@@ -31,7 +34,9 @@ class Roofs:
 
 def measure_roofs(device: str, precision: str, threads: int) -> Roofs:
     """The best of some tries each: a roof is what the machine can do, not what it mostly does."""
-    return Roofs(_matmul(device, precision), _copy(device), _cached_copy(threads) if device == "cpu" else None)
+    peak = instruction_peak(precision, threads) if device == "cpu" else None
+    flops = _matmul(device, precision) if peak is None else peak[1] / _best(peak[0], device)
+    return Roofs(flops, _copy(device), _cached_copy(threads) if device == "cpu" else None)
 
 
 def _best(run: Callable[[], object], device: str) -> float:
