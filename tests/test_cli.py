@@ -12,6 +12,7 @@ from wm_engine import cli
 from wm_engine.config import resolve
 from wm_engine.errors import StorageError
 from wm_engine.pipeline import Summary
+from wm_engine.runs import Manifest, RunFolder
 
 COMMANDS = ["bench", "collect", "evaluate", "info", "profile", "report", "train"]
 
@@ -111,6 +112,34 @@ def test_training_ends_with_times_scores_and_the_report(call, trained):
     assert "80.5 s" in out
 
 
+def test_a_choice_among_rounds_ends_with_its_fresh_score(call, trained, monkeypatch):
+    scores = {
+        "controller": {"mean": 300.0, "std": 10.0, "episodes": 20},
+        "random": {"mean": -40.0, "std": 1.0, "episodes": 20},
+        "dream": {"mean": None},
+    }
+    fresh = {"controller": scores["controller"] | {"mean": 250.0}, "random": scores["random"] | {"mean": -41.0}}
+    monkeypatch.setattr(cli, "summarize", lambda root: Summary({0: scores, 1: scores}, 1, [], fresh))
+    status, out, _ = call("train", "--preset", "quick")
+    assert status == 0
+    assert "round 1: real 300.0, dreamt not finite  <- chosen by real score" in out
+    last = out.splitlines()[-4:]
+    assert last[0].startswith("on fresh tracks")
+    assert last[1] == "controller:     250.0 ± 10.0 over 20 episodes"
+    assert last[2].startswith("random policy:  -41.0")
+
+
+def test_evaluate_refuses_models_of_several_rounds(call, tmp_path):
+    run = RunFolder(tmp_path)
+    resolve("quick").write(run.config)
+    for path in run.models().values():
+        path.write_text("a model")
+    Manifest(run.manifest).unpublish()
+    status, _, err = call("evaluate", "--run", str(tmp_path))
+    assert status == 2
+    assert "not those of one round" in err
+
+
 def test_the_run_folder_is_named_after_the_preset_and_announced(call, trained):
     _, _, err = call("train", "--preset", "quick")
     assert trained[0][0] == Path("runs/quick")
@@ -185,6 +214,14 @@ def test_evaluate_needs_a_controller(call, tmp_path):
     status, _, err = call("evaluate", "--run", str(tmp_path))
     assert status == 2
     assert "controller.safetensors: not there yet" in err
+
+
+def test_a_damaged_configuration_of_a_run_is_one_clear_error(call, tmp_path):
+    (tmp_path / "config.toml").write_text("[env\nid =")
+    for command in ("report", "evaluate", "train"):
+        status, _, err = call(command, "--run", str(tmp_path))
+        assert status == 2
+        assert "config.toml: not valid TOML" in err
 
 
 def test_info_names_backends_and_what_to_do_about_missing_ones(call):

@@ -172,3 +172,9 @@ def test_the_explained_configuration_is_the_same_toml(tmp_path):
     (tmp_path / "shown.toml").write_text(text)
     assert read_config(tmp_path / "shown.toml") == config
     assert "# root of every random number of the run\nseed = 0\n" in text
+
+
+def test_v_and_m_hold_out_the_same_episodes():
+    with pytest.raises(ConfigError, match=r"test: memory\.holdout: must be vision\.holdout \(0\.2\).*but was 0\.1"):
+        make_config({"vision": {"holdout": 0.2}}, "test")
+    assert make_config({"vision": {"holdout": 0.2}, "memory": {"holdout": 0.2}}, "test").memory.holdout == 0.2

@@ -136,6 +136,7 @@ def test_the_result_is_plain_json_and_repeats():
     scalars = correlation_scalars(first)
     assert scalars["rho"] == first["rho"]
     assert "around_the_best_rho" in scalars
+    assert correlation_scalars(first | {"rho": None})["rho"] is None
 
 
 def test_a_fitness_of_another_shape_is_refused():

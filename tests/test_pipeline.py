@@ -21,9 +21,9 @@ from wm_engine.errors import (
     RunMismatchError,
     StorageError,
 )
-from wm_engine.pipeline import run_pipeline, summarize
+from wm_engine.pipeline import check_published, run_pipeline, summarize
 from wm_engine.rounds import Round
-from wm_engine.runs import Manifest, RunFolder, lock_folder, write_json, write_text
+from wm_engine.runs import Manifest, RunFolder, file_fingerprint, lock_folder, write_json, write_text
 from wm_engine.stages import STAGES, Artifact, Stage, file_artifact
 
 MODELS = ("vision", "memory", "controller")
@@ -35,6 +35,7 @@ class Toy:
     def __init__(self, scores: list[float]) -> None:
         self.scores = scores
         self.log: list[str] = []
+        self.chosen: list[int] = []
         self.cut_in = ""
 
     def stages(self) -> tuple[Stage, ...]:
@@ -75,6 +76,13 @@ class Toy:
         score = {"mean": self.scores[current.index], "std": 0.0, "episodes": 1}
         write_json(scores_file(current.folder), {"controller": score, "random": score, "dream": score})
 
+    def score_chosen(self, current: Round) -> bool:
+        score = {"mean": self.scores[current.index] - 0.5, "std": 0.0, "episodes": 1}
+        how = {"models": {name: file_fingerprint(path) for name, path in current.run.models().items()}}
+        self.chosen.append(current.index)
+        write_json(scores_file(current.run), {"controller": score, "random": score, "how": how})
+        return True
+
     def _note(self, name: str, current: Round) -> None:
         self.log.append(f"{name}.{current.index}")
         if self.log[-1] == self.cut_in:
@@ -84,7 +92,9 @@ class Toy:
 @pytest.fixture
 def toy(monkeypatch) -> Toy:
     monkeypatch.setattr(pipeline, "write_report", lambda run: write_text(run.report / "index.html", "<html>"))
-    return Toy([1.0, 3.0, 2.0])
+    toy = Toy([1.0, 3.0, 2.0])
+    monkeypatch.setattr(pipeline, "score_chosen", toy.score_chosen)
+    return toy
 
 
 @pytest.fixture
@@ -158,6 +168,52 @@ def test_a_lost_publication_is_made_good(run, tmp_path):
     assert run() == []
     for name in MODELS:
         assert getattr(root, name).read_text() == getattr(root.iteration(0), name).read_text()
+
+
+def test_a_publication_that_was_cut_is_refused_until_it_is_repaired(run, tmp_path, monkeypatch):
+    run()
+    root = RunFolder(tmp_path / "run")
+    check_published(root.root)
+    copy = pipeline.atomic_write
+
+    def cut(path):
+        if path == root.memory:
+            raise KeyboardInterrupt
+        return copy(path)
+
+    monkeypatch.setattr(pipeline, "atomic_write", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run(config_of(iterations=2))
+    assert root.vision.read_text() == root.iteration(1).vision.read_text()
+    assert root.memory.read_text() == root.iteration(0).memory.read_text()
+    assert summarize(root.root).chosen is None
+    with pytest.raises(CorruptFileError, match="not those of one round"):
+        check_published(root.root)
+    monkeypatch.setattr(pipeline, "atomic_write", copy)
+    run(config_of(iterations=2))
+    check_published(root.root)
+    assert summarize(root.root).chosen == 1
+    root.controller.write_text("another C")
+    with pytest.raises(CorruptFileError, match="not those of one round"):
+        check_published(root.root)
+
+
+def test_the_choice_among_rounds_is_scored_afresh(run, toy, tmp_path):
+    run()
+    assert toy.chosen == []
+    assert summarize(tmp_path / "run").fresh is None
+    run(config_of(iterations=3))
+    assert toy.chosen == [1]
+    assert summarize(tmp_path / "run").fresh["controller"]["mean"] == 2.5
+    toy.scores.append(9.0)
+    toy.cut_in = "evaluate.3"
+    with pytest.raises(KeyboardInterrupt):
+        run(config_of(iterations=4))
+    assert toy.chosen == [1]
+    toy.cut_in = ""
+    assert run(config_of(iterations=4), only="evaluate") == ["evaluate.3"]
+    assert toy.chosen == [1, 3]
+    assert summarize(tmp_path / "run").fresh["controller"]["mean"] == 8.5
 
 
 def test_other_settings_are_refused_and_shown(run, tmp_path):
@@ -315,6 +371,12 @@ def test_a_backend_that_is_not_installed_is_refused_before_any_work(run, monkeyp
         run(config_of(dream={"backend": "cpp"}))
 
 
+def test_a_mistyped_environment_is_refused_before_any_work(tmp_path):
+    with pytest.raises(ConfigError, match="Foo-v0"):
+        run_pipeline(tmp_path / "run", config_of(env={"id": "Foo-v0"}))
+    assert not (tmp_path / "run").exists()
+
+
 def test_two_processes_cannot_share_a_run(run, tmp_path):
     run()
     with lock_folder(tmp_path / "run"), pytest.raises(RunBusyError):
@@ -324,8 +386,26 @@ def test_two_processes_cannot_share_a_run(run, tmp_path):
 def test_a_damaged_manifest_is_named(run, tmp_path):
     run()
     (tmp_path / "run" / "manifest.json").write_text('{"version": 1, "stages"')
-    with pytest.raises(CorruptFileError, match=r"manifest\.json"):
+    with pytest.raises(CorruptFileError, match=r"manifest\.json: not valid JSON.*Restore it from a copy") as error:
         run()
+    assert "Delete it to have it made again" not in str(error.value)
+
+
+def test_a_file_that_the_manifest_does_not_know_is_not_taken_over(run, tmp_path, monkeypatch):
+    run(only="vision")
+    root = RunFolder(tmp_path / "run")
+    manifest = json.loads(root.manifest.read_text())
+    del manifest["stages"]["0/vision"]
+    root.manifest.write_text(json.dumps(manifest))
+    root.iteration(0).vision.write_text("V of another configuration")
+    work = Toy._note
+
+    def note(self, name, current):
+        assert not current.folder.vision.exists()
+        work(self, name, current)
+
+    monkeypatch.setattr(Toy, "_note", note)
+    assert run(only="vision") == ["vision.0"]
 
 
 def test_work_without_its_manifest_is_left_alone(run, tmp_path):
@@ -352,4 +432,3 @@ def test_leftovers_of_killed_writes_are_swept(run, tmp_path):
 
 def test_the_stages_are_the_designs():
     assert [stage.name for stage in STAGES] == ["collect", "vision", "memory", "controller", "evaluate"]
-    assert all(hasattr(Config(), section) for stage in STAGES for section in stage.sections)

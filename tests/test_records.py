@@ -57,12 +57,14 @@ def test_a_part_of_a_stage_logs_under_its_own_name(tmp_path):
     assert len(list(tmp_path.glob("events.*"))) == 1
 
 
-def test_non_finite_numbers_are_kept_in_the_rows(tmp_path):
+def test_numbers_that_are_not_finite_are_null_for_any_reader(tmp_path):
     with Recorder(tmp_path) as recorder:
-        recorder.log("evolution", 1, best=math.inf, mean=math.nan)
+        recorder.log("evolution", 1, best=math.inf, mean=math.nan, std=1.0, rho=None)
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
     row = read_metrics(tmp_path / "metrics.jsonl")[0]
-    assert row["best"] == math.inf
-    assert math.isnan(row["mean"])
+    assert (row["best"], row["mean"], row["std"], row["rho"]) == (None, None, 1.0, None)
 
 
 def test_every_line_is_json_with_its_place_and_time(tmp_path):

@@ -8,12 +8,13 @@ import torch
 from matplotlib.image import imread
 
 from wm_engine import MDNRNN
+from wm_engine.errors import CorruptFileError, StorageError
 from wm_engine.fidelity import controller_mix, dream_real_correlation
 from wm_engine.memory.fidelity import memory_fidelity
 from wm_engine.records import Recorder
 from wm_engine.report import figures, pictures, write_report
 from wm_engine.rollouts import Episode, RolloutStore
-from wm_engine.runs import Manifest, RunFolder, StageEntry, write_json, write_text
+from wm_engine.runs import Manifest, RunFolder, StageEntry, read_json, write_json, write_text
 from wm_engine.vision.latents import encode_store
 from wm_engine.vision.model import VAE
 
@@ -78,7 +79,10 @@ def whole_run(tmp_path_factory):
         dream = {"mean": 400.0, "std": 10.0, "episodes": 64}
         scores = {"controller": _scores(600.0 + index), "random": _scores(-50.0), "dream_winner": None, "dream": dream}
         write_json(run.iteration(index).root / "scores.json", scores | {"gap": -200.0})
-    manifest.publish(1)
+    models = {"vision": "a", "memory": "b", "controller": "c"}
+    manifest.publish(1, models)
+    fresh = {"controller": _scores(555.0), "random": _scores(-66.0), "round": 1, "how": {"models": models}}
+    write_json(run.root / "scores.json", fresh)
     (folder.root / "controller.mp4").write_bytes(b"not a real video")
     mix = controller_mix(torch.ones(4), torch.zeros(3, 4), count=48)
 
@@ -115,6 +119,18 @@ def test_the_page_shows_the_run_s_own_numbers(page):
         assert number in text, number
     assert "seed = 3" in text
     assert "1 · chosen" in text
+    assert "The run's score is 557.5 (random policy −63.5), on seeds that no round was scored on" in " ".join(
+        text.split()
+    )
+
+
+def test_fresh_scores_of_other_models_are_not_shown(whole_run, tmp_path):
+    run = RunFolder(tmp_path)
+    for name in ("manifest.json", "scores.json", "iterations/01/scores.json"):
+        write_text(tmp_path / name, (whole_run.root / name).read_text())
+    assert "The run's score is" in write_report(run).read_text()
+    Manifest(run.manifest).publish(1, {"vision": "redone"})
+    assert "The run's score is" not in write_report(run).read_text()
 
 
 def test_pictures_show_the_frames(whole_run):
@@ -194,6 +210,44 @@ def test_a_damaged_part_costs_that_part_alone(tmp_path):
     page = write_report(run).read_text()
     assert "returns.png" in page
     assert "fidelity.json: not valid JSON" in page
+
+
+def test_a_damaged_configuration_is_named(tmp_path):
+    write_text(tmp_path / "config.toml", "[env\nid =")
+    with pytest.raises(CorruptFileError, match=r"config\.toml: not valid TOML"):
+        write_report(RunFolder(tmp_path))
+
+
+def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path)
+    write_json(run.iteration(0).root / "scores.json", {"controller": _scores(1.0), "random": _scores(0.0)})
+
+    def full(*_arguments):
+        raise StorageError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(figures, "save", full)
+        with pytest.raises(StorageError, match="no space"):
+            write_report(run)
+    blocked = RunFolder(tmp_path / "blocked")
+    write_text(blocked.report, "a file in its place")
+    with pytest.raises(StorageError, match="report"):
+        write_report(blocked)
+
+
+def test_what_was_not_finite_is_shown_as_missing(whole_run, tmp_path):
+    fidelity = read_json(whole_run.iteration(1).root / "fidelity.json")
+    fidelity["correlation"]["rho"] = None
+    fidelity["memory"]["end_precision"] = None
+    fidelity["memory"]["open_loop_sampled"][-1] = None
+    run = RunFolder(tmp_path)
+    write_json(run.iteration(0).root / "fidelity.json", fidelity)
+    with Recorder(run.metrics) as recorder:
+        recorder.log("controller_dream", 1, mean=float("nan"), std=0.0, best=1.0, steps_per_second=float("inf"))
+        recorder.log("vision", 1, reconstruction=float("nan"), kl=1.0)
+    page = write_report(run).read_text()
+    for name in ("dream-against-real.png", "horizon.png", "curve-controller.png", "curve-vision.png"):
+        assert name in page
 
 
 def test_a_diverged_training_can_be_plotted(tmp_path):

@@ -134,6 +134,14 @@ def test_json_round_trip_and_damage(tmp_path):
         read_json(tmp_path / "x.json")
 
 
+def test_json_holds_no_number_that_json_does_not_have(tmp_path):
+    write_json(tmp_path / "x.json", {"a": [float("nan"), (1.0, float("inf"))], "b": {"c": -float("inf")}})
+    text = (tmp_path / "x.json").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    assert read_json(tmp_path / "x.json") == {"a": [None, [1.0, None]], "b": {"c": None}}
+
+
 def test_fingerprints_follow_the_value_not_the_order():
     assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
     assert len({fingerprint(value) for value in ({"a": 1}, {"a": 2}, {"a": 1.5}, {"b": 1}, ["a", 1])}) == 5

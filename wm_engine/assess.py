@@ -26,7 +26,7 @@ from wm_engine.rounds import (
     make_engine,
     real_fitness,
 )
-from wm_engine.runs import RunFolder, read_json, write_json
+from wm_engine.runs import RunFolder, file_fingerprint, read_json, write_json
 from wm_engine.vision.latents import Latents
 
 
@@ -51,9 +51,10 @@ def parts_folder(folder: RunFolder) -> Path:
 
 
 def round_score(folder: RunFolder) -> float | None:
-    """The mean real return of a round's controller; None before it was measured."""
+    """The mean real return of a round's controller; None before it was measured, and where it is not finite."""
     path = scores_file(folder)
-    return float(read_json(path)["controller"]["mean"]) if path.exists() else None
+    mean = read_json(path)["controller"]["mean"] if path.exists() else None
+    return None if mean is None else float(mean)
 
 
 def assess(current: Round) -> None:
@@ -73,7 +74,8 @@ def assess(current: Round) -> None:
         "dream_winner": _part(parts / "dream_winner.json", lambda: _dream_winner_score(current)),
         "dream": _part(parts / "dream.json", lambda: _dream_prediction(current)),
     }
-    scores["gap"] = scores["dream"]["mean"] - scores["controller"]["mean"]
+    dreamt, real = scores["dream"]["mean"], scores["controller"]["mean"]
+    scores["gap"] = None if dreamt is None or real is None else dreamt - real
     fidelity = {
         "memory": _part(parts / "memory.json", lambda: _memory_fidelity(current)),
         "correlation": _part(parts / "correlation.json", lambda: _correlation(current)),
@@ -86,10 +88,38 @@ def assess(current: Round) -> None:
         f"{name}_{key}": scores[name][key] for name in ("controller", "random", "dream") for key in ("mean", "std")
     }
     current.recorder.log("evaluate", 0, current.index, gap=scores["gap"], **numbers)
-    current.recorder.log("fidelity", 0, current.index, **_fidelity_scalars(fidelity))
+    _log_fidelity(current, fidelity)
     write_json(fidelity_file(folder), fidelity)
     # Last, because the choice among rounds reads it: a round with a score is one that has been measured whole.
     write_json(scores_file(folder), scores)
+
+
+def score_chosen(current: Round) -> bool:
+    """Score the published models, those of the chosen round ``current``, on tracks that no round was scored on.
+
+    The score that a round was chosen by is the best of several, and so is part luck: biased upward. Leaves
+    ``scores.json`` at the top of the run folder: "controller" and "random" as in a round's, and "how" they were taken.
+    Returns whether there was anything to do.
+    """
+    run, config = current.run, current.config
+    fresh = config.evaluate.model_copy(update={"seed": config.evaluate.seed + config.evaluate.episodes})
+    how = {
+        "models": {name: file_fingerprint(path) for name, path in run.models().items()},
+        "env": config.env.identity(),
+        "evaluate": fresh.identity(),
+        "precision": config.vision.precision,
+    }
+    path = scores_file(run)
+    if path.exists() and read_json(path)["how"] == how:
+        return False
+    scores = {
+        "controller": _plain(evaluate_agent(make_agent(run, config), config.env, fresh)),
+        "random": _plain(evaluate_random(config.env, fresh)),
+    }
+    numbers = {f"{name}_{key}": scores[name][key] for name in scores for key in ("mean", "std")}
+    current.recorder.log("evaluate.chosen", 0, current.index, **numbers)
+    write_json(path, scores | {"round": current.index, "how": how})
+    return True
 
 
 def assess_folder(folder: RunFolder, config: Config, video: Path | None = None) -> dict[str, Any]:
@@ -204,6 +234,20 @@ def _correlation(current: Round) -> dict[str, Any]:
         return dream_real_correlation(dream, real, mix, resamples=settings.resamples, seed=current.seed("bootstrap"))
 
 
-def _fidelity_scalars(fidelity: Mapping[str, Any]) -> dict[str, float]:
-    memory = {name: float(value) for name, value in fidelity["memory"].items() if isinstance(value, (int, float))}
-    return memory | correlation_scalars(fidelity["correlation"])
+def _log_fidelity(current: Round, fidelity: Mapping[str, Any]) -> None:
+    """Record the scalars as one row and each curve as a row a point.
+
+    The step of "fidelity.open_loop" is how many steps ahead, that of "fidelity.reward_calibration" the bin from 0.
+    """
+    memory, log = fidelity["memory"], current.recorder.log
+    scalars = {name: value for name, value in memory.items() if value is None or isinstance(value, (int, float))}
+    log("fidelity", 0, current.index, **scalars, **correlation_scalars(fidelity["correlation"]))
+    curves = {name.removeprefix("open_loop_"): memory[name] for name in memory if name.startswith("open_loop_")}
+    del curves["starts"]
+    for place, horizon in enumerate(curves.pop("horizon")):
+        row = {name: curve[place] for name, curve in curves.items()}
+        log("fidelity.open_loop", horizon, current.index, **row)
+    bins = {name.removeprefix("reward_bins_"): memory[name] for name in memory if name.startswith("reward_bins_")}
+    for place in range(len(bins["count"])):
+        row = {name: curve[place] for name, curve in bins.items()}
+        log("fidelity.reward_calibration", place, current.index, **row)

@@ -20,7 +20,7 @@ from wm_engine.config import Config, presets, read_config, resolve
 from wm_engine.errors import ConfigError, MissingStageError, WMEngineError
 from wm_engine.info import collect_info, format_info
 from wm_engine.machine import use_threads
-from wm_engine.pipeline import OnChange, Summary, run_pipeline, summarize
+from wm_engine.pipeline import OnChange, Summary, check_published, run_pipeline, summarize
 from wm_engine.report import write_report
 from wm_engine.runs import RunFolder, write_json
 from wm_engine.stages import STAGES
@@ -202,6 +202,8 @@ def evaluate(
         raise MissingStageError(
             f"{folder.controller}: not there yet. Finish the run first: wm-engine train --run {root}"
         )
+    if round_index is None:
+        check_published(root)
     use_threads(config.threads)
     scores = assess_folder(folder, config, video)
     if output is not None:
@@ -267,9 +269,12 @@ def _summary_text(root: Path, summary: Summary) -> str:
     for index, scores in summary.rounds.items():
         chosen = "  <- chosen by real score" if index == summary.chosen and len(summary.rounds) > 1 else ""
         dream, controller = scores["dream"]["mean"], scores["controller"]["mean"]
-        lines.append(f"round {index}: real {controller:.1f}, dreamt {dream:.1f}, gap {dream - controller:+.1f}{chosen}")
+        gap = "" if None in (dream, controller) else f", gap {dream - controller:+.1f}"
+        lines.append(f"round {index}: real {_shown(controller)}, dreamt {_shown(dream)}{gap}{chosen}")
     if summary.chosen is not None:
-        scores = summary.rounds[summary.chosen]
+        if summary.fresh is not None:
+            lines.append("on fresh tracks, since the choice among rounds flatters the scores that it went by:")
+        scores = summary.fresh or summary.rounds[summary.chosen]
         lines.append(_score_line("controller", scores["controller"]))
         lines.append(_score_line("random policy", scores["random"]) + ", on the same tracks")
         lines.append(f"report: {RunFolder(root).report / 'index.html'}")
@@ -277,7 +282,12 @@ def _summary_text(root: Path, summary: Summary) -> str:
 
 
 def _score_line(name: str, score: dict[str, Any]) -> str:
-    return f"{name + ':':<15} {score['mean']:.1f} ± {score['std']:.1f} over {score['episodes']} episodes"
+    return f"{name + ':':<15} {_shown(score['mean'])} ± {_shown(score['std'])} over {score['episodes']} episodes"
+
+
+def _shown(value: float | None) -> str:
+    """A number to one place; JSON has null where it was not finite."""
+    return "not finite" if value is None else f"{value:.1f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

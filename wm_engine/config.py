@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from wm_engine.collect import CollectSettings
@@ -56,6 +56,16 @@ class Config(Section):
     controller: ControllerSettings = ControllerSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     fidelity: FidelitySettings = FidelitySettings()
+
+    @model_validator(mode="after")
+    def _one_holdout(self) -> Config:
+        # The episodes that M is measured on must be ones that V has not learnt either.
+        if self.memory.holdout != self.vision.holdout:
+            raise ValueError(
+                f"memory.holdout: must be vision.holdout ({self.vision.holdout}): V and M are measured on the same "
+                f"episodes; but was {self.memory.holdout}"
+            )
+        return self
 
     def tables(self) -> dict[str, Any]:
         """The configuration as nested dicts of plain values; keys that are None are left out (TOML has no null)."""
@@ -183,6 +193,8 @@ def _problem(location: tuple[int | str, ...], kind: str, message: str, given: An
         nearest = nearest_key(key)
         return f"{key}: unknown key" + (f"; the nearest known one is {nearest}" if nearest else "")
     reason = message.removeprefix("Value error, ").replace("Input should be", "must be")
+    if not location:
+        return reason
     shown = "" if isinstance(given, dict) else f", but was {given!r}"
     return f"{key}: {reason[0].lower() + reason[1:]}{shown}"
 

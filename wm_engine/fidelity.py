@@ -183,11 +183,11 @@ def dream_real_correlation(
     }
 
 
-def correlation_scalars(result: Mapping[str, Any]) -> dict[str, float]:
-    """The plain numbers of a :func:`dream_real_correlation` result, for ``metrics.jsonl``."""
-    scalars = {name: value for name, value in result.items() if isinstance(value, (int, float))}
+def correlation_scalars(result: Mapping[str, Any]) -> dict[str, float | None]:
+    """The plain numbers of a :func:`dream_real_correlation` result, for ``metrics.jsonl``; None where there is none."""
+    scalars = {name: value for name, value in result.items() if value is None or isinstance(value, (int, float))}
     scalars |= {f"{name.replace(' ', '_')}_rho": group["rho"] for name, group in result["groups"].items()}
-    return {name: float(value) for name, value in scalars.items()}
+    return {name: None if value is None else float(value) for name, value in scalars.items()}
 
 
 def _returns(name: str, returns: Tensor, candidates: int) -> NDArray[np.float64]:

@@ -9,18 +9,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from wm_engine.assess import round_score, scores_file
+from wm_engine.assess import round_score, score_chosen, scores_file
 from wm_engine.config import Config, differences
 from wm_engine.errors import CorruptFileError, MissingStageError, RunMismatchError
 from wm_engine.machine import use_threads
 from wm_engine.records import Recorder
 from wm_engine.report import write_report
-from wm_engine.rounds import Round, check_machine
+from wm_engine.rounds import Round, check_environment, check_machine
 from wm_engine.runs import (
     Manifest,
     RunFolder,
     StageEntry,
     atomic_write,
+    chosen_scores,
     file_fingerprint,
     lock_folder,
     read_json,
@@ -46,7 +47,8 @@ def run_pipeline(
 
     A stage is skipped where its artifacts are there and neither its settings nor its inputs have changed, and goes on
     from its last checkpoint where an earlier process was cut short. The models of the round with the best real score
-    are copied to the top of the folder after every round.
+    are copied to the top of the folder after every round; where there were several, they are scored once more at the
+    end, on tracks that the choice did not see.
 
     Parameters
     ----------
@@ -64,6 +66,8 @@ def run_pipeline(
     run = RunFolder(Path(root))
     check_machine(config)
     _check_folder(run)
+    if any("env" in stage.sections for stage in stages if only in (None, stage.name)):
+        check_environment(config)
     with lock_folder(run.root):
         sweep_temporaries(run.root)
         manifest = Manifest(run.manifest)
@@ -79,11 +83,14 @@ def run_pipeline(
                 _advance(chosen, stage, manifest, on_change)
                 _publish(run, rounds, manifest)
                 if only == "evaluate":
+                    _score_choice(rounds, manifest)
                     write_report(run)
                 return
             for current in rounds:
                 worked = [_advance(current, stage, manifest, on_change) for stage in stages]
                 _publish(run, rounds[: current.index + 1], manifest)
+                if current is rounds[-1]:
+                    worked.append(_score_choice(rounds, manifest))
                 if any(worked) or not (run.report / "index.html").exists():
                     write_report(run)
 
@@ -94,7 +101,7 @@ def _check_folder(run: RunFolder) -> None:
     if begun and run.config.exists() and not run.manifest.exists():
         raise CorruptFileError(
             f"{run.manifest}: missing, so nothing says how {', '.join(path.name for path in begun)} came about. "
-            "Restore it from a copy, or choose another --run folder."
+            "Restore it from a copy; or choose another --run folder; or delete these to begin anew in this one."
         )
     if run.root.is_dir() and not run.config.exists() and any(not p.name.startswith(".") for p in run.root.iterdir()):
         raise RunMismatchError(
@@ -117,7 +124,7 @@ def _settle_changes(
         if name not in by_name:
             continue
         stage = by_name[name]
-        changes = differences(entry.settings, stage.settings(config))
+        changes = differences(entry.settings, stage.settings(config, index))
         if not changes:
             continue
         if on_change == "refuse":
@@ -163,8 +170,9 @@ def _advance(current: Round, stage: Stage, manifest: Manifest, on_change: OnChan
     """Bring one stage of one round to its end; whether there was anything to do."""
     label = f"{stage.name} of round {current.index}"
     inputs = _input_digests(current, stage, label)
-    settings = stage.settings(current.config)
+    settings = stage.settings(current.config, current.index)
     entry = manifest.get(current.index, stage.name)
+    known = entry is not None
     if entry is not None and entry.inputs != inputs:
         changed = sorted(name for name in entry.inputs.keys() | inputs if entry.inputs.get(name) != inputs.get(name))
         what = f"{current.folder.root}: {label} was made from other inputs ({', '.join(changed)}) than there are now"
@@ -188,6 +196,9 @@ def _advance(current: Round, stage: Stage, manifest: Manifest, on_change: OnChan
         entry = None
 
     resumed = entry is not None
+    if not known:
+        # What lies where its artifacts will be is not its own: nothing says which settings and inputs made it.
+        _begin_anew(current, stage, manifest)
     if resumed:
         _log.info("%s: goes on where it was cut", label)
     else:
@@ -248,23 +259,54 @@ def _is_whole(current: Round, stage: Stage, entry: StageEntry, label: str) -> bo
 
 
 def _publish(run: RunFolder, rounds: Sequence[Round], manifest: Manifest) -> None:
-    """Copy the models of the round with the best real score to the top of the run folder; the earliest of equals."""
+    """Copy the models of the round with the best real score to the top of the run folder; the earliest of equals.
+
+    Three files do not change at once: between the first copy and the last, the manifest says that none is published.
+    """
     scores = {current.index: round_score(current.folder) for current in rounds}
     known = {index: score for index, score in scores.items() if score is not None}
     if not known:
         return
     best = max(known, key=lambda index: known[index])
-    folder = run.iteration(best)
-    for source, target in (
-        (folder.vision, run.vision),
-        (folder.memory, run.memory),
-        (folder.controller, run.controller),
-    ):
-        if not target.exists() or file_fingerprint(target) != file_fingerprint(source):
-            with atomic_write(target) as file:
-                file.write(source.read_bytes())
-    if manifest.published != best:
-        manifest.publish(best)
+    sources = run.iteration(best).models()
+    if not all(source.exists() for source in sources.values()):
+        return
+    digests = {name: file_fingerprint(source) for name, source in sources.items()}
+    targets = run.models()
+    stale = [name for name in digests if _digest(targets[name]) != digests[name]]
+    if not stale and (manifest.published, manifest.published_models) == (best, digests):
+        return
+    manifest.unpublish()
+    for name in stale:
+        with atomic_write(targets[name]) as file:
+            file.write(sources[name].read_bytes())
+    manifest.publish(best, digests)
+
+
+def _digest(path: Path) -> str | None:
+    return file_fingerprint(path) if path.exists() else None
+
+
+def check_published(root: Path) -> None:
+    """Raise CorruptFileError where the models at the top of a run folder are not those of one round."""
+    run = RunFolder(Path(root))
+    if not run.manifest.exists():
+        return  # models that were copied out of their run
+    found = {name: _digest(path) for name, path in run.models().items()}
+    if found != Manifest(run.manifest).published_models:
+        raise CorruptFileError(
+            f"{run.root}: {', '.join(path.name for path in run.models().values())} are not those of one round, as when "
+            f"copying them was cut short. `wm-engine train --run {run.root}` copies them again; --round K scores a "
+            "round's own."
+        )
+
+
+def _score_choice(rounds: Sequence[Round], manifest: Manifest) -> bool:
+    """Once all of several rounds have been scored, score the chosen one afresh; whether there was anything to do."""
+    chosen = next((current for current in rounds if current.index == manifest.published), None)
+    if chosen is None or len(rounds) < 2 or any(round_score(current.folder) is None for current in rounds):
+        return False
+    return score_chosen(chosen)
 
 
 @dataclass(frozen=True)
@@ -272,12 +314,14 @@ class Summary:
     """What a run has come to.
 
     rounds : for each evaluated round its ``scores.json``; chosen : the round whose models stand at the top; None where
-    nothing was evaluated. seconds : (round, stage, seconds of work) of everything done.
+    nothing was evaluated. seconds : (round, stage, seconds of work) of everything done. fresh : scores of the chosen
+    round's models on tracks that the choice among rounds did not see; None where there was no choice, or not yet.
     """
 
     rounds: dict[int, dict[str, Any]]
     chosen: int | None
     seconds: list[tuple[int, str, float]]
+    fresh: dict[str, Any] | None = None
 
 
 def summarize(root: Path) -> Summary:
@@ -287,4 +331,4 @@ def summarize(root: Path) -> Summary:
     done = [(index, stage, entry.seconds) for index, stage, entry in manifest.entries() if entry.done]
     files = {index: scores_file(run.iteration(index)) for index, _, _ in done}
     rounds = {index: read_json(path) for index, path in files.items() if path.exists()}
-    return Summary(rounds, manifest.published, done)
+    return Summary(rounds, manifest.published, done, chosen_scores(run, manifest))

@@ -13,14 +13,15 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from wm_engine.runs import storage_errors
+from wm_engine.runs import finite_or_null, storage_errors
 
 
 class Recorder:
     """Appends scalars to ``FOLDER/metrics.jsonl`` and to TensorBoard events in the same folder.
 
-    A row: ``{"stage", "iteration", "step", "time" (Unix seconds), NAME: number, ...}``. A resumed run repeats the steps
-    since its last checkpoint; :func:`read_metrics` keeps the newest row of each (stage, iteration, step).
+    A row: ``{"stage", "iteration", "step", "time" (Unix seconds), NAME: number, ...}``, null for a number that is not
+    finite. A resumed run repeats the steps since its last checkpoint; :func:`read_metrics` keeps the newest row of each
+    (stage, iteration, step).
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -32,19 +33,19 @@ class Recorder:
         self._prefix = ""
         self._events: list[SummaryWriter] = []
 
-    def log(self, stage: str, step: int, iteration: int = 0, **scalars: float) -> None:
-        """Record the numbers of one step of ``stage``. Curves and texts belong elsewhere: values are scalars."""
+    def log(self, stage: str, step: int, iteration: int = 0, **scalars: float | None) -> None:
+        """Record the numbers of one step of ``stage``, None where there is none. A curve is a row for each point."""
         stage = self._prefix + stage
         row: dict[str, Any] = {"stage": stage, "iteration": iteration, "step": step, "time": time.time()}
-        row |= {name: float(value) for name, value in scalars.items()}
+        row |= {name: None if value is None else float(value) for name, value in scalars.items()}
         with storage_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(finite_or_null(row), allow_nan=False) + "\n")
         with storage_errors(self.folder):
             if not self._events:
                 # Made at the first row: a run with nothing left to do adds no empty events file.
                 self._events.append(SummaryWriter(str(self.folder)))
             for name, value in scalars.items():
-                if math.isfinite(value):
+                if value is not None and math.isfinite(value):
                     tag = f"{stage}/{name}" if iteration == 0 else f"{stage}.{iteration}/{name}"
                     self._events[0].add_scalar(tag, float(value), step)
 
@@ -82,7 +83,7 @@ def _end_torn_line(path: Path) -> None:
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """All rows of a ``metrics.jsonl``, the newest of each (stage, iteration, step), in order of first appearance.
 
-    A line cut short by a kill is left out.
+    A number that was not finite is None. A line cut short by a kill is left out.
     """
     rows: dict[tuple[str, int, int], dict[str, Any]] = {}
     if not Path(path).exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,10 @@ from torch import Tensor
 
 from wm_engine.agent import Agent
 from wm_engine.config import Config
-from wm_engine.controller import ControllerSpec, load_controller
+from wm_engine.controller import SQUASHES, ControllerSpec, load_controller
 from wm_engine.dream import DreamEngine, Starts
 from wm_engine.dream.starts import recorded_starts
-from wm_engine.envs import make_env
+from wm_engine.envs import choose_backend, make_env
 from wm_engine.errors import ConfigError, MissingDependencyError
 from wm_engine.evolve import DreamFitness, RealFitness, derive_seed
 from wm_engine.memory.model import MDNRNN
@@ -94,24 +95,44 @@ def make_agent(folder: RunFolder, config: Config, params: Tensor | None = None) 
 
 def controller_spec(current: Round, m: MDNRNN) -> ControllerSpec:
     settings = current.config.controller
-    squash = settings.squash or _squash(current)
+    squash = settings.squash or _squash(current.config, _action_ranges(current.config))
     try:
         return ControllerSpec(m.latent, m.hidden, m.action, settings.features, squash, settings.hidden_units)
     except ValueError as error:
         raise ConfigError(f"controller: {error}") from error
 
 
-def _squash(current: Round) -> tuple[str, ...]:
+def check_environment(config: Config) -> None:
+    """Raise ConfigError or MissingDependencyError where the environment cannot be made, or C cannot act in it.
+
+    Asked before the run folder is written to: a mistyped ``env.id`` must not stand in the records of a begun run.
+    """
+    ranges = _action_ranges(config)
+    scored_on = config.env.model_copy(update={"backend": config.evaluate.backend})
+    if choose_backend(scored_on) != choose_backend(config.env):
+        make_env(scored_on, 1).close()
+    squash = config.controller.squash or _squash(config, ranges)
+    unknown = [word for word in squash if word not in SQUASHES]
+    if unknown or len(squash) != len(ranges):
+        raise ConfigError(
+            f"controller.squash: must be one of {', '.join(SQUASHES)} for each of the {len(ranges)} actions of "
+            f"{config.env.id}, but was {list(squash)}"
+        )
+
+
+def _action_ranges(config: Config) -> list[tuple[float, float]]:
+    with closing(make_env(config.env, 1)) as env:
+        return list(zip(env.action_low.tolist(), env.action_high.tolist(), strict=True))
+
+
+def _squash(config: Config, ranges: list[tuple[float, float]]) -> tuple[str, ...]:
     """A squash for every action dimension whose range is the environment's: tanh for [-1, 1], sigmoid for [0, 1]."""
     words = {(-1.0, 1.0): "tanh", (0.0, 1.0): "sigmoid"}
-    env = make_env(current.config.env, 1)
-    ranges = list(zip(env.action_low.tolist(), env.action_high.tolist(), strict=True))
-    env.close()
     for dimension, bounds in enumerate(ranges):
         if bounds not in words:
             raise ConfigError(
-                f"env.id: action {dimension} of {current.config.env.id} ranges over {list(bounds)}, but a controller "
-                "acts in [-1, 1] or [0, 1]. Wrap it with gymnasium.wrappers.RescaleAction and register that."
+                f"env.id: action {dimension} of {config.env.id} ranges over {list(bounds)}, but a controller acts in "
+                "[-1, 1] or [0, 1]. Wrap it with gymnasium.wrappers.RescaleAction and register that."
             )
     return tuple(words[bounds] for bounds in ranges)
 

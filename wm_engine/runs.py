@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -114,16 +115,27 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write ``value`` as JSON, atomically. Non-finite numbers become NaN/Infinity, as Python's json reads them back."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+    """Write ``value`` as JSON, atomically. JSON has no non-finite numbers: they become null."""
+    write_text(path, json.dumps(finite_or_null(value), indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file; CorruptFileError names it where it does not parse."""
+def finite_or_null(value: Any) -> Any:
+    """``value`` with None in the place of every float that is not finite, however deep in dicts, lists and tuples."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite_or_null(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_or_null(inner) for inner in value]
+    return value
+
+
+def read_json(path: str | os.PathLike[str], remedy: str = "Delete it to have it made again.") -> Any:
+    """Read a JSON file; CorruptFileError names it, and the ``remedy``, where it does not parse."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
-        raise CorruptFileError(f"{path}: not valid JSON ({error}). Delete it to have it made again.") from error
+        raise CorruptFileError(f"{path}: not valid JSON ({error}). {remedy}") from error
 
 
 def as_tensor(value: Tensor | np.ndarray) -> Tensor:
@@ -285,6 +297,10 @@ class RunFolder:
     def controller(self) -> Path:
         return self.root / "controller.safetensors"
 
+    def models(self) -> dict[str, Path]:
+        """V, M and C by name: what acting takes."""
+        return {"vision": self.vision, "memory": self.memory, "controller": self.controller}
+
     @property
     def latents(self) -> Path:
         return self.root / "latents"
@@ -320,7 +336,11 @@ class StageEntry:
 
 
 class Manifest:
-    """``manifest.json``: which stage of which round was done with which settings, from what, into what."""
+    """``manifest.json``: which stage of which round was done with which settings, from what, into what.
+
+    published : whose round's models stand at the top of the run folder; None where none does, and while they are copied
+    published_models : a digest of each of them, by name
+    """
 
     _VERSION = 1
 
@@ -328,16 +348,23 @@ class Manifest:
         self.path = path
         self._entries: dict[str, StageEntry] = {}
         self.published: int | None = None
+        self.published_models: dict[str, str] = {}
         if not path.exists():
             return
-        content = read_json(path)
+        # Never to be deleted: without it, nothing tells finished work from half-done work of another configuration.
+        remedy = (
+            "It says how the work in this folder came about. Restore it from a copy; or choose another --run folder; "
+            "or begin anew in this one by deleting it together with iterations and rollouts."
+        )
+        content = read_json(path, remedy)
         try:
             if content["version"] != self._VERSION:
                 raise ValueError(f"its version is {content['version']!r}, but this program reads {self._VERSION}")
             self._entries = {key: StageEntry(**entry) for key, entry in content["stages"].items()}
             self.published = content["published"]
+            self.published_models = dict(content.get("published_models", {}))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CorruptFileError(f"{path}: not a manifest that can be read ({error}).") from error
+            raise CorruptFileError(f"{path}: not a manifest that can be read ({error}). {remedy}") from error
 
     def get(self, round_index: int, stage: str) -> StageEntry | None:
         """The entry of a stage in a round; None where it never began."""
@@ -353,9 +380,14 @@ class Manifest:
         self._entries.pop(self._key(round_index, stage), None)
         self._write()
 
-    def publish(self, round_index: int) -> None:
-        """Record whose models stand at the top of the run folder."""
-        self.published = round_index
+    def publish(self, round_index: int, models: Mapping[str, str]) -> None:
+        """Record whose models stand at the top of the run folder, with a digest of each by name."""
+        self.published, self.published_models = round_index, dict(models)
+        self._write()
+
+    def unpublish(self) -> None:
+        """Record that the models at the top of the run folder are not to be trusted: they are being replaced."""
+        self.published, self.published_models = None, {}
         self._write()
 
     def entries(self) -> Iterator[tuple[int, str, StageEntry]]:
@@ -370,5 +402,17 @@ class Manifest:
 
     def _write(self) -> None:
         stages = {key: asdict(entry) for key, entry in self._entries.items()}
-        text = json.dumps({"version": self._VERSION, "published": self.published, "stages": stages}, indent=1)
-        write_text(self.path, text + "\n")
+        content = {
+            "version": self._VERSION,
+            "published": self.published,
+            "published_models": self.published_models,
+            "stages": stages,
+        }
+        write_text(self.path, json.dumps(content, indent=1) + "\n")
+
+
+def chosen_scores(run: RunFolder, manifest: Manifest) -> dict[str, Any] | None:
+    """The scores of the published models on tracks that the choice among rounds did not see; None where not taken."""
+    path = run.root / "scores.json"
+    scores = dict(read_json(path)) if path.exists() else None
+    return scores if scores is not None and scores["how"]["models"] == manifest.published_models else None

@@ -33,7 +33,7 @@ from wm_engine.rounds import (
     make_agent,
     real_fitness,
 )
-from wm_engine.runs import Checkpoints, file_fingerprint, fingerprint
+from wm_engine.runs import Checkpoints, Manifest, file_fingerprint, fingerprint
 from wm_engine.settings import Section
 from wm_engine.vision.latents import Latents, encode_store
 from wm_engine.vision.model import VAE
@@ -41,6 +41,12 @@ from wm_engine.vision.training import train_vision
 
 # Of the candidates of a generation, so many drive into the store where an evolving population collects.
 _KEPT_A_GENERATION = 16
+
+# Of [controller], what the evaluation dreams and drives by.
+_DREAM_KEYS = (
+    *("temperature", "reward", "done", "starts", "mid_fraction", "dream_steps"),
+    *("final_dream_episodes", "sigma", "real_lanes"),
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,8 @@ class Artifact:
 class Stage:
     """One step of a round.
 
-    sections : the names in Config of what the work reads beside its inputs
+    sections : what of Config the work reads beside its inputs: "SECTION", or "SECTION.KEY" for one setting of it
+    later_sections : what it reads too from the second round on
     inputs, outputs : the artifacts of a round that the stage reads and leaves behind, by name
     work : does it, or what is left of it
     clear : deletes what it has left behind, finished or not; the pipeline itself deletes ``checkpoints(name)``
@@ -67,11 +74,19 @@ class Stage:
     outputs: Callable[[Round], Mapping[str, Artifact]]
     work: Callable[[Round], None]
     clear: Callable[[Round], None]
+    later_sections: tuple[str, ...] = ()
 
-    def settings(self, config: Config) -> dict[str, Any]:
-        """What of the configuration the stage's result follows from."""
-        values = {name: getattr(config, name) for name in self.sections}
-        return {name: value.identity() if isinstance(value, Section) else value for name, value in values.items()}
+    def settings(self, config: Config, index: int) -> dict[str, Any]:
+        """What of the configuration the stage's result in round ``index`` follows from, as nested tables."""
+        tables: dict[str, Any] = {}
+        for name in (*self.sections, *(self.later_sections if index else ())):
+            section, _, key = name.partition(".")
+            value = getattr(config, section)
+            if key:
+                tables.setdefault(section, {})[key] = value.identity()[key]
+            else:
+                tables[section] = value.identity() if isinstance(value, Section) else value
+        return tables
 
 
 def file_artifact(path: Path) -> Artifact:
@@ -88,11 +103,22 @@ def _rollouts(current: Round) -> Artifact:
         store = RolloutStore.open(path, create=False)
         infos = [store.info(index) for index in range(len(store))]
         collected = sum(info.iteration == current.index for info in infos)
-        if collected < current.config.collect.episodes:
+        if collected < _episodes_wanted(current):
             return None
         return fingerprint([asdict(info) for info in infos if info.iteration <= current.index])
 
     return Artifact(path, digest)
+
+
+def _episodes_wanted(current: Round) -> int:
+    """How many episodes of this round make its rollouts whole: what a finished collection was told, whatever the
+    configuration says now."""
+    entry = Manifest(current.run.manifest).get(current.index, "collect")
+    told = entry.settings["collect"] if entry is not None and entry.done else current.config.collect.identity()
+    episodes = int(told["episodes"])
+    if current.index and told["policy"] == "evolve":
+        return math.ceil(episodes / _KEPT_A_GENERATION) * _KEPT_A_GENERATION
+    return episodes
 
 
 def _latents(current: Round) -> Artifact:
@@ -206,7 +232,9 @@ def _vision(current: Round) -> None:
             device=current.device,
         )
         vae.save(path)
-    encode_store(vae, store, current.folder.latents, config.vision.precision, current.device)
+    # In float32 whatever V was trained in: bfloat16 errs by a tenth of the posterior's standard deviation, and encoding
+    # costs seconds.
+    encode_store(vae, store, current.folder.latents, "fp32", current.device)
 
 
 def _memory(current: Round) -> None:
@@ -263,6 +291,8 @@ STAGES = (
     Stage(
         name="collect",
         sections=("seed", "env", "collect"),
+        # V of the round before sees for whoever drives.
+        later_sections=("vision.precision",),
         inputs=_collect_inputs,
         outputs=lambda current: {"rollouts": _rollouts(current)},
         work=_collect,
@@ -286,7 +316,7 @@ STAGES = (
     ),
     Stage(
         name="controller",
-        sections=("seed", "env", "controller", "dream"),
+        sections=("seed", "env", "vision.precision", "controller", "dream"),
         inputs=lambda current: {
             "vision": file_artifact(current.folder.vision),
             "latents": _latents(current),
@@ -301,7 +331,16 @@ STAGES = (
     ),
     Stage(
         name="evaluate",
-        sections=("seed", "env", "evaluate", "fidelity"),
+        sections=(
+            "seed",
+            "env",
+            "vision.precision",
+            "memory.holdout",
+            "dream",
+            *(f"controller.{key}" for key in _DREAM_KEYS),
+            "evaluate",
+            "fidelity",
+        ),
         inputs=lambda current: {
             "vision": file_artifact(current.folder.vision),
             "latents": _latents(current),

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from wm_engine.fidelity import AROUND_BEST, EARLIER, RANDOM
 from wm_engine.runs import atomic_write
@@ -38,6 +39,11 @@ LIGHT = Theme("#ffffff", "#1f2430", "#6b7280", "#e5e7eb", ("#2563eb", "#d97706",
 DARK = Theme("#171b22", "#e6e8ec", "#9aa3b2", "#2b313c", ("#6ea8fe", "#f5b04c", "#4fd1c0", "#c297f7"))
 
 Draw = Callable[[Theme], Figure]
+
+
+def _floats(values: Sequence[float | None]) -> NDArray[np.float64]:
+    """Numbers as an array, NaN where there is none: JSON has null for what is not finite, and lines have gaps."""
+    return np.array(values, dtype=np.float64)
 
 
 def save(draw: Draw, folder: Path, name: str) -> str:
@@ -95,13 +101,14 @@ def curves(panels: Sequence[tuple[str, Mapping[str, tuple[Sequence[float], Seque
     return draw
 
 
-def evolution(phases: Mapping[str, Sequence[Mapping[str, float]]]) -> Draw:
+def evolution(phases: Mapping[str, Sequence[Mapping[str, float | None]]]) -> Draw:
     """A panel for each phase: mean return of the candidates, their spread, and the best, generation by generation."""
 
     def draw(theme: Theme) -> Figure:
         figure, axes = new_axes(theme, len(phases))
         for panel, (name, rows) in zip(axes, phases.items(), strict=True):
-            steps, mean, std, best = (np.array([row[key] for row in rows]) for key in ("step", "mean", "std", "best"))
+            columns = ("step", "mean", "std", "best")
+            steps, mean, std, best = (_floats([row[key] for row in rows]) for key in columns)
             panel.fill_between(steps, mean - std, mean + std, color=theme.accents[0], alpha=0.2, linewidth=0)
             panel.plot(steps, mean, color=theme.accents[0], linewidth=1.8, label="mean ± spread")
             panel.plot(steps, best, color=theme.accents[1], linewidth=1.0, label="best candidate")
@@ -134,14 +141,14 @@ def returns(scores: Mapping[str, Sequence[float]]) -> Draw:
     return draw
 
 
-def bars(values: Mapping[str, float], x: str, best_is_low: bool = True) -> Draw:
+def bars(values: Mapping[str, float | None], x: str, best_is_low: bool = True) -> Draw:
     """Horizontal bars, the first one in the accent colour, the others, its baselines, muted."""
 
     def draw(theme: Theme) -> Figure:
         figure, (panel,) = new_axes(theme, width=5.2, height=0.7 + 0.45 * len(values))
         names = list(values)[::-1]
         colours = [theme.accents[0] if name == next(iter(values)) else theme.muted for name in names]
-        drawn = panel.barh(names, [values[name] for name in names], color=colours, height=0.6)
+        drawn = panel.barh(names, _floats([values[name] for name in names]), color=colours, height=0.6)
         panel.bar_label(drawn, fmt="%.3f", color=theme.ink, fontsize=8, padding=3)
         panel.margins(x=0.18)
         panel.tick_params(axis="y", labelcolor=theme.ink)
@@ -167,7 +174,7 @@ def calibration(predicted: Sequence[float], realised: Sequence[float], title: st
     return draw
 
 
-def horizon(horizons: Sequence[int], errors: Mapping[str, Sequence[float]]) -> Draw:
+def horizon(horizons: Sequence[int], errors: Mapping[str, Sequence[float | None]]) -> Draw:
     """Error of a dream with the recorded actions against how far ahead it is; baselines dashed."""
 
     def draw(theme: Theme) -> Figure:
@@ -177,7 +184,7 @@ def horizon(horizons: Sequence[int], errors: Mapping[str, Sequence[float]]) -> D
             baseline = index >= 2
             colour = theme.muted if baseline else next(colours)
             style = ("--", ":")[index % 2] if baseline else "-"
-            panel.plot(horizons, values, color=colour, linestyle=style, linewidth=1.4, label=name)
+            panel.plot(horizons, _floats(values), color=colour, linestyle=style, linewidth=1.4, label=name)
         panel.set_ylim(bottom=0.0)
         label(panel, theme, x="steps ahead", y="RMSE of a latent dimension")
         legend(panel, theme)
@@ -187,7 +194,7 @@ def horizon(horizons: Sequence[int], errors: Mapping[str, Sequence[float]]) -> D
 
 
 def dream_against_real(
-    dream: Sequence[float | None], real: Sequence[float | None], labels: Sequence[str], rho: float
+    dream: Sequence[float | None], real: Sequence[float | None], labels: Sequence[str], rho: float | None
 ) -> Draw:
     """One dot a controller: its return in the dream across, in the real environment up; groups by colour."""
 
@@ -207,7 +214,9 @@ def dream_against_real(
             theme,
             x="mean return in the dream",
             y="mean return in the real environment",
-            title=f"ρ = {rho:.2f}" if math.isfinite(rho) else "ρ undefined: one of the two orders is all ties",
+            title="ρ undefined: one of the two orders is all ties"
+            if rho is None or math.isnan(rho)
+            else f"ρ = {rho:.2f}",
         )
         legend(panel, theme)
         return figure

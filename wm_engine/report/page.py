@@ -15,12 +15,12 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from wm_engine.errors import WMEngineError
+from wm_engine.errors import CorruptFileError, StorageError, WMEngineError
 from wm_engine.memory.model import MDNRNN
 from wm_engine.records import read_metrics
 from wm_engine.report import figures, pictures
 from wm_engine.rollouts import RolloutStore
-from wm_engine.runs import Manifest, RunFolder, atomic_write, read_json, write_text
+from wm_engine.runs import Manifest, RunFolder, atomic_write, chosen_scores, read_json, storage_errors, write_text
 from wm_engine.vision.model import VAE
 
 if sys.version_info >= (3, 11):
@@ -73,10 +73,13 @@ def write_report(run: RunFolder) -> Path:
 
     The page is about the round whose models were chosen, or the newest one where none was yet. It is made from the run
     folder alone and needs no network. Whatever a run that is only half done lacks is left out and named on the page.
+
+    Raises CorruptFileError where config.toml or manifest.json is damaged, StorageError where it cannot be written.
     """
-    page = _Page(run.report)
-    run.report.mkdir(parents=True, exist_ok=True)
     state = _read(run)
+    page = _Page(run.report)
+    with storage_errors(run.report):
+        run.report.mkdir(parents=True, exist_ok=True)
     sections: Sequence[tuple[str, Callable[[_Page, _Run], Any]]] = (
         ("scores", _scores),
         ("video", _video),
@@ -92,6 +95,8 @@ def write_report(run: RunFolder) -> Path:
     for name, section in sections:
         try:
             page.values[name] = section(page, state)
+        except StorageError:
+            raise
         except (FileNotFoundError, WMEngineError, KeyError, IndexError, ValueError, TypeError) as error:
             page.values[name] = None
             reason = f"{type(error).__name__}: {error}" if isinstance(error, (KeyError, IndexError)) else str(error)
@@ -133,11 +138,20 @@ def _duration(seconds: float) -> str:
 
 
 def _read(run: RunFolder) -> _Run:
-    text = run.config.read_text(encoding="utf-8") if run.config.exists() else ""
+    text, config = _read_config(run.config)
     manifest = Manifest(run.manifest)
     begun = [index for index, _, _ in manifest.entries()]
     index = manifest.published if manifest.published is not None else max(begun, default=0)
-    return _Run(run, index, tomllib.loads(text), text, read_metrics(run.metrics / "metrics.jsonl"), manifest)
+    return _Run(run, index, config, text, read_metrics(run.metrics / "metrics.jsonl"), manifest)
+
+
+def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
+    """The configuration as it is written, and its tables; both empty where there is none."""
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        return text, tomllib.loads(text)
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise CorruptFileError(f"{path}: not valid TOML ({error}). Restore it from a copy.") from error
 
 
 def _scores(page: _Page, state: _Run) -> dict[str, Any]:
@@ -152,6 +166,7 @@ def _scores(page: _Page, state: _Run) -> dict[str, Any]:
         "random": random,
         "dream": dream,
         "gap": scores.get("gap"),
+        "fresh": chosen_scores(state.run, state.manifest),
         "env": state.config.get("env", {}).get("id", "the environment"),
         "errors_apart": (controller["mean"] - random["mean"]) / error if error > 0 else math.nan,
         "figure": page.figure("returns", figures.returns({row["name"]: row["returns"] for row in rows})),
@@ -251,7 +266,7 @@ def _curves(page: _Page, state: _Run) -> list[dict[str, str]]:
 
 
 def _line(rows: Sequence[_Row], key: str) -> tuple[list[float], list[float]]:
-    kept = [row for row in rows if key in row and math.isfinite(row[key])]
+    kept = [row for row in rows if row.get(key) is not None]
     return [row["step"] for row in kept], [row[key] for row in kept]
 
 
@@ -302,7 +317,7 @@ def _rates(page: _Page, state: _Run) -> list[dict[str, Any]]:
         for row in state.rows:
             if row["stage"] == stage:
                 for key, value in row.items():
-                    if key.endswith("_per_second"):
+                    if key.endswith("_per_second") and value is not None:
                         found.setdefault(key.removesuffix("_per_second"), []).append(value)
         rates += [{"name": name, "unit": unit, "rate": statistics.median(values)} for unit, values in found.items()]
     if not rates:

@@ -1,0 +1,67 @@
+"""What is asked of the environment before any work."""
+
+from __future__ import annotations
+
+import pytest
+from toy_env import ToyEnv
+
+from wm_engine import rounds
+from wm_engine.config import make_config
+from wm_engine.errors import ConfigError, MissingDependencyError
+from wm_engine.rounds import check_environment
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Toy environments in the place of real ones; holds the backend asked for of each, and the environment."""
+    made = []
+
+    def make_env(settings, lanes):
+        made.append((settings.backend, ToyEnv(lanes)))
+        return made[-1][1]
+
+    monkeypatch.setattr(rounds, "make_env", make_env)
+    monkeypatch.setattr(rounds, "choose_backend", lambda settings: settings.backend)
+    return made
+
+
+def config_of(squash=(), low="envpool", scored="envpool"):
+    return make_config(
+        {"env": {"backend": low}, "evaluate": {"backend": scored}, "controller": {"squash": list(squash)}}, "test"
+    )
+
+
+@pytest.mark.parametrize("squash", [(), ("tanh", "sigmoid", "relu_tanh"), ("identity",) * 3])
+def test_controllers_that_can_act_are_let_through(asked, squash):
+    check_environment(config_of(squash))
+    assert all(env.closed for _, env in asked)
+
+
+@pytest.mark.parametrize("squash", [("tanh", "sigmoid"), ("tanh",) * 4, ("tanh", "sigmoid", "tahn"), ("argmax",)])
+def test_a_squash_that_does_not_fit_the_actions_is_refused(asked, squash):
+    with pytest.raises(ConfigError, match=r"controller\.squash: must be one of .*each of the 3 actions") as error:
+        check_environment(config_of(squash))
+    assert repr(list(squash)) in str(error.value)
+
+
+def test_actions_of_another_range_need_a_squash(asked, monkeypatch):
+    wide = ToyEnv(1)
+    wide.action_high = wide.action_high * 2
+    monkeypatch.setattr(rounds, "make_env", lambda settings, lanes: wide)
+    with pytest.raises(ConfigError, match="action 0 of CarRacing-v3 ranges over"):
+        check_environment(config_of())
+    check_environment(config_of(("identity",) * 3))
+
+
+def test_the_environment_that_scores_is_made_too(asked, monkeypatch):
+    check_environment(config_of(low="envpool", scored="gymnasium"))
+    assert [backend for backend, _ in asked] == ["envpool", "gymnasium"]
+
+    def missing(settings, lanes):
+        if settings.backend == "gymnasium":
+            raise MissingDependencyError("Box2D is not installed")
+        return ToyEnv(lanes)
+
+    monkeypatch.setattr(rounds, "make_env", missing)
+    with pytest.raises(MissingDependencyError, match="Box2D"):
+        check_environment(config_of(low="envpool", scored="gymnasium"))
