@@ -54,7 +54,7 @@ def quantiles(run: Callable[[], Any], repeats: int = _REPEATS) -> dict[str, floa
 
 
 def ceilings() -> dict[str, float]:
-    """What the device reaches: multiply-adds a second (8192^3 product in bf16), bytes a second (1 GiB read and written)."""
+    """What the device reaches: multiply-adds (8192^3 product in bf16) and bytes copied (read and written) a second."""
     a, b = (torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
     source = torch.empty(1 << 30, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)

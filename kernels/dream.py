@@ -44,7 +44,7 @@ def add_products(y, x, weights, width, first, outputs, COLUMNS: tl.constexpr):
 
 @triton.jit
 def layer(
-    y, z, h, c, local, weights, first, outputs, padded_hidden,
+    y, z, h, c, local, weights, first, outputs,
     HP: tl.constexpr, XP: tl.constexpr, FEATURES: tl.constexpr, COLUMNS: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     """Add a layer's products with the features z, h, c to y [ROWS, COLUMNS]; see :func:`add_products`.
@@ -57,11 +57,11 @@ def layer(
         x = tl.load(z + start + (local[:, None] * XP + span))
         y = add_products(y, x, weights + start + span, width, first, outputs, COLUMNS)
     if FEATURES > 1:
-        for start in range(0, padded_hidden, SPAN):
+        for start in range(0, HP, SPAN):
             x = tl.load(h + start + (local[:, None] * HP + span)).to(tl.float32)
             y = add_products(y, x, weights + XP + start + span, width, first, outputs, COLUMNS)
     if FEATURES > 2:
-        for start in range(0, padded_hidden, SPAN):
+        for start in range(0, HP, SPAN):
             x = tl.load(c + start + (local[:, None] * HP + span))
             y = add_products(y, x, weights + XP + HP + start + span, width, first, outputs, COLUMNS)
     return y
@@ -70,11 +70,10 @@ def layer(
 @triton.jit
 def act(
     z, h, c, local, index, layer_weights, layer_biases, last_weights, last_biases, squash,
-    latent, actions, units, padded_hidden,
-    HP: tl.constexpr, XP: tl.constexpr, FEATURES: tl.constexpr, UP: tl.constexpr, ARGMAX: tl.constexpr,
-    SPAN: tl.constexpr, ROWS: tl.constexpr,
+    latent, actions, units, HP: tl.constexpr, XP: tl.constexpr, FEATURES: tl.constexpr, UP: tl.constexpr,
+    ARGMAX: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """What M is given next, [ROWS, XP] = [z, a], and whether the actions are finite [ROWS].
+    """What M is given next, [ROWS, XP] = [z, a], and whether the controller's outputs are finite [ROWS].
 
     z, h, c point at the tile's state, of which ``local [ROWS]`` are the rows; index int64 [ROWS, 1] names their
     controllers, packed by :meth:`wm_engine.kernels.launch.Controllers.pack`; squash int32 [XP] names each column's.
@@ -84,14 +83,15 @@ def act(
     a = tl.load(last_biases + index * XP + column)
     if UP == 0:
         weights = layer_weights + index * (actions * features)
-        a = layer(a, z, h, c, local, weights, latent, actions, padded_hidden, HP, XP, FEATURES, XP, SPAN)
+        a = layer(a, z, h, c, local, weights, latent, actions, HP, XP, FEATURES, XP, SPAN)
     else:
         unit = tl.arange(0, UP)[None, :]
         y = tl.load(layer_biases + index * UP + unit)
         weights = layer_weights + index * (units * features)
-        y = layer(y, z, h, c, local, weights, 0, units, padded_hidden, HP, XP, FEATURES, UP, SPAN)
+        y = layer(y, z, h, c, local, weights, 0, units, HP, XP, FEATURES, UP, SPAN)
         a = add_products(a, tanh(y), last_weights + index * (actions * UP) + unit, UP, latent, actions, XP)
     is_action = (column >= latent) & (column < latent + actions)
+    sound = tl.min((finite(a) | ~is_action).to(tl.int32), axis=1)
     if ARGMAX:
         largest = tl.max(tl.where(is_action, a, float("-inf")), axis=1)[:, None]
         chosen = tl.min(tl.where(is_action & (a == largest), column, XP), axis=1)[:, None]
@@ -102,7 +102,6 @@ def act(
         a = tl.where(kind == 2, sigmoid(a), tl.where(kind == 0, a, t))
         a = tl.where(kind == 3, 0.5 * (t + 1.0), a)
         a = tl.where((kind == 4) & (t < 0.0), 0.0, a)
-    sound = tl.min((finite(a) | ~is_action).to(tl.int32), axis=1)
     return tl.where(is_action, a, tl.load(z + (local[:, None] * XP + column))), sound
 
 
@@ -276,7 +275,7 @@ def rollout_kernel(
     control_weights, control_biases, choice_weights, choice_biases, value_weights, value_biases,
     h, c, z, returns, lengths, failures, record_z, record_actions, record_rewards,
     rows, record_rows, episodes, max_steps, first_candidate, key_low, key_high, temperature,
-    latent, actions, units, padded_hidden, mixtures,
+    latent: tl.constexpr, actions: tl.constexpr, units: tl.constexpr, mixtures: tl.constexpr,
     HP: tl.constexpr, XP: tl.constexpr, UNITS: tl.constexpr, UP: tl.constexpr, FEATURES: tl.constexpr,
     ARGMAX: tl.constexpr, CONTROL: tl.constexpr, SHARED: tl.constexpr, GREEDY: tl.constexpr,
     SAMPLE_DONE: tl.constexpr, SURVIVAL: tl.constexpr, COMMON: tl.constexpr, RECORD: tl.constexpr,
@@ -307,7 +306,7 @@ def rollout_kernel(
         h_next = h + (1 - step % 2) * (scratch_rows * HP)
         x, acted = act(
             z, h_now, c, local, index[:, None], layer_weights, layer_biases, last_weights, last_biases, squash,
-            latent, actions, units, padded_hidden, HP, XP, FEATURES, UP, ARGMAX, SPAN, ROWS,
+            latent, actions, units, HP, XP, FEATURES, UP, ARGMAX, SPAN, ROWS,
         )  # fmt: skip
         at = row + step * record_rows.to(tl.int64)
         if RECORD:
@@ -357,7 +356,7 @@ def advance_kernel(
     layer_weights, layer_biases, last_weights, last_biases, squash, gate_weights, gate_biases,
     h, c, z, acted, alive, clock, record_actions,
     rows, record_rows, episodes, step_offset,
-    latent, actions, units, padded_hidden,
+    latent: tl.constexpr, actions: tl.constexpr, units: tl.constexpr,
     HP: tl.constexpr, XP: tl.constexpr, UNITS: tl.constexpr, UP: tl.constexpr, FEATURES: tl.constexpr,
     ARGMAX: tl.constexpr, RECORD: tl.constexpr, ROWS: tl.constexpr, SPAN: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
@@ -380,7 +379,7 @@ def advance_kernel(
     c_next = c + (1 - step % 2) * (scratch_rows * HP) + base * HP
     x, sound = act(
         z + base * XP, h_now, c_now, local, index[:, None], layer_weights, layer_biases, last_weights, last_biases,
-        squash, latent, actions, units, padded_hidden, HP, XP, FEATURES, UP, ARGMAX, SPAN, ROWS,
+        squash, latent, actions, units, HP, XP, FEATURES, UP, ARGMAX, SPAN, ROWS,
     )  # fmt: skip
     if chunk == 0:
         tl.store(acted + row, sound)
@@ -402,7 +401,7 @@ def settle_kernel(
     control_weights, control_biases, choice_weights, choice_biases, value_weights, value_biases,
     h, z, acted, alive, clock, returns, lengths, failures, record_z, record_rewards,
     rows, record_rows, episodes, step_offset, temperature,
-    latent, mixtures,
+    latent: tl.constexpr, mixtures: tl.constexpr,
     HP: tl.constexpr, XP: tl.constexpr, CONTROL: tl.constexpr, SHARED: tl.constexpr, GREEDY: tl.constexpr,
     SAMPLE_DONE: tl.constexpr, SURVIVAL: tl.constexpr, COMMON: tl.constexpr, RECORD: tl.constexpr,
     ROWS: tl.constexpr, DIMS: tl.constexpr, DOT: tl.constexpr,

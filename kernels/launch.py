@@ -41,7 +41,8 @@ def default_settings(backend: str, arch: int | str, hidden: int, dtype: torch.dt
     if backend == "cuda":
         rows = 64 if int(arch) >= 90 else 32
         # Twice the bytes of a bfloat16 tile and weights: half the rows.
-        return Settings(rows=rows // 2 if dtype == torch.float32 else rows, num_warps=8, dot="tf32x3")
+        rows = rows // 2 if dtype == torch.float32 else rows
+        return Settings(rows=rows, num_warps=8, num_stages=1 if int(arch) >= 100 else 2, dot="tf32x3")
     if backend == "hip":
         return Settings(rows=16, num_stages=1)
     return Settings(rows=128, units=16, dot="sums")
@@ -112,7 +113,7 @@ def pack_model(
         for name, row in zip(names, rows, strict=True)
     }
     sizes = {
-        "latent": latent, "hidden": hidden, "padded_hidden": hp, "mixtures": mixtures, "actions": inputs - latent,
+        "latent": latent, "hidden": hidden, "mixtures": mixtures, "actions": inputs - latent,
         "HP": hp, "XP": padded(inputs), "UNITS": units, "DIMS": dims, "SPAN": min(32, hp, padded(inputs)),
         "CONTROL": weights["control_weights"].shape[1], "ROWS": settings.rows, "STAGES": settings.num_stages,
     }  # fmt: skip

@@ -58,5 +58,5 @@ def uniforms(first_block, step, episode, candidate, key_low, key_high, ROWS: tl.
 @triton.jit
 def first_uniform(block, step, episode, candidate, key_low, key_high):
     """The uniform of a block's word 0."""
-    w0, _, _, _ = words(as_word(block), step, episode, candidate, key_low, key_high)
+    w0, _, _, _ = words(candidate * 0 + block, step, episode, candidate, key_low, key_high)
     return uniform(w0)
