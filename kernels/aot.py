@@ -90,7 +90,9 @@ def cases(target: str, hidden: int = 256) -> Iterator[Case]:
             yield Case("advance", dream.advance_kernel, values, settings, True)
             state = dict.fromkeys(("inputs", "h_in", "c_in", "h_out", "c_out"), floats)
             sizes = {"inputs_size": latent + action}
-            yield Case("lstm step", lstm.lstm_step_kernel, values | state | sizes, settings, True)
+            rows, warps = lstm.tile_for(gpu.backend, gpu.arch)
+            step = values | state | sizes | {"ROWS": rows}
+            yield Case("lstm step", lstm.lstm_step_kernel, step, launch.Settings(rows, num_warps=warps), True)
         size = mdn.blocks(latent, mixtures)
         strides = {
             f"{part}_{axis}": 1 for part in ("logits", "means", "log_stds") for axis in ("row", "d", "choice", "k")

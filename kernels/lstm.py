@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import interpreted
 from .maths import product, sigmoid, tanh
 
 LEAST_BLOCK = 16
@@ -107,6 +108,11 @@ def lstm_step_kernel(
     tl.store(c_out + place, c, mask=mask)
 
 
+def tile_for(backend: str, arch: int | str) -> tuple[int, int]:
+    """Rows and warps of a program for a target of Triton: sm_80 spills larger tiles, newer ones multiply 64 rows."""
+    return (64, 8) if backend == "hip" or (backend == "cuda" and int(arch) >= 90) else (16, 4)
+
+
 def lstm_step(
     inputs: Tensor,
     h: Tensor,
@@ -115,8 +121,6 @@ def lstm_step(
     out: tuple[Tensor, Tensor] | None = None,
     *,
     dot: str = "ieee",
-    rows: int = 32,
-    num_warps: int = 4,
 ) -> tuple[Tensor, Tensor]:
     """One step of B rollouts, as :func:`wm_engine.ops.lstm.lstm_step`.
 
@@ -127,7 +131,6 @@ def lstm_step(
     packed : of :func:`pack_gates`; products are made in its weights' dtype
     out : (h', c') [B, H] to write to, of h's and c's dtype; new ones where None
     dot : how products are made, see :func:`wm_engine.kernels.maths.product`
-    rows : rollouts a program, a power of two of at least 16
 
     Returns
     -------
@@ -140,10 +143,16 @@ def lstm_step(
     if weights.shape[1] != hp + xp or c.dtype != torch.float32:
         raise ValueError(f"packed weights, inputs {list(inputs.shape)}, h {list(h.shape)} and a float32 c must agree")
     h_out, c_out = (torch.empty_like(h), torch.empty_like(c)) if out is None else out
-    grid = (triton.cdiv(batch, rows), weights.shape[0])
     with torch.cuda.device_of(inputs):
+        rows, num_warps = (16, 4) if interpreted() else tile_for(*_current_target())
+        grid = (triton.cdiv(batch, rows), weights.shape[0])
         lstm_step_kernel[grid](
             inputs, h, c, weights, biases, h_out, c_out, batch, size, hidden,
             HP=hp, XP=xp, UNITS=weights.shape[2] // 4, ROWS=rows, DOT=dot, num_warps=num_warps, enable_fp_fusion=True,
         )  # fmt: skip
     return h_out, c_out
+
+
+def _current_target() -> tuple[str, int | str]:
+    target = triton.runtime.driver.active.get_current_target()
+    return target.backend, target.arch

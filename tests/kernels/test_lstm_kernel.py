@@ -36,7 +36,7 @@ def test_step_is_the_oracles(batch: int, inputs: int, hidden: int, precision: st
 
     packed = lstm.pack_gates(weight_ih.to(DEVICE), weight_hh.to(DEVICE), bias.to(DEVICE), 16)
     out = (torch.full_like(h, torch.nan, device=DEVICE), torch.full_like(c, torch.nan, device=DEVICE))
-    lstm.lstm_step(x.to(DEVICE), h.to(DEVICE), c.to(DEVICE), packed, out, dot=dot, rows=16)
+    lstm.lstm_step(x.to(DEVICE), h.to(DEVICE), c.to(DEVICE), packed, out, dot=dot)
     for name, value, beside, i in zip(("h", "c"), out, peer, (0, 1), strict=True):
         check(name, value, np.stack([row[i] for row in rows]), beside, precision)
 
