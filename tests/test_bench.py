@@ -179,8 +179,7 @@ def test_the_guard_catches_a_slowed_build(monkeypatch, tmp_path, capsys):
     assert status(0.025) == 1
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("SLOWER")]
     assert lines == [
-        f"SLOWER: torch fp32 / ceiling fp32, {mixture}: was 0.500, is 0.400, 20 % less"
-        for mixture in sorted(MIXTURES)
+        f"SLOWER: torch fp32 / ceiling fp32, {mixture}: was 0.500, is 0.400, 20 % less" for mixture in sorted(MIXTURES)
     ]
 
 
