@@ -44,6 +44,16 @@ def test_a_line_torn_by_a_kill_does_not_swallow_the_next(tmp_path):
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
 
 
+def test_a_damaged_line_costs_that_line_alone(tmp_path):
+    with Recorder(tmp_path) as recorder:
+        recorder.log("memory", 1, loss=1.0)
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.write(b'\xff\xfe\x00{"stage"\n[1, 2]\n7\n{"stage": "memory"}\n')
+    with Recorder(tmp_path) as recorder:
+        recorder.log("memory", 2, loss=0.5)
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
 def test_a_missing_record_is_empty(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == []
 

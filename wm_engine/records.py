@@ -83,15 +83,16 @@ def _end_torn_line(path: Path) -> None:
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """All rows of a ``metrics.jsonl``, the newest of each (stage, iteration, step), in order of first appearance.
 
-    A number that was not finite is None. A line cut short by a kill is left out.
+    A number that was not finite is None. A line that is no row, cut short by a kill for one, is left out.
     """
     rows: dict[tuple[str, int, int], dict[str, Any]] = {}
     if not Path(path).exists():
         return []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+            place = row["stage"], row["iteration"], row["step"]
+        except (ValueError, KeyError, TypeError):
             continue
-        rows[row["stage"], row["iteration"], row["step"]] = row
+        rows[place] = row
     return list(rows.values())

@@ -152,6 +152,8 @@ def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
         return text, tomllib.loads(text)
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise CorruptFileError(f"{path}: not valid TOML ({error}). Restore it from a copy.") from error
+    except OSError as error:
+        raise CorruptFileError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
 def _scores(page: _Page, state: _Run) -> dict[str, Any]:
