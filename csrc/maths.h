@@ -3,9 +3,8 @@
 // The coefficients are our own weighted least-squares fits in float64, iterated towards the minimax error. The stated
 // largest errors, in units in the last place, are checked by tests/test_native.py against float64 on every level.
 //
-// Functions of N vectors at once take every operation for all of them before the next one: a chain of a dozen dependent
-// operations leaves the processor waiting, and GCC keeps the order of the source (measured: the LSTM's cell is four
-// times faster so).
+// Functions of N vectors at once take every operation for all of them before the next one, so that a chain of dependent
+// operations need not be waited for: GCC keeps the order of the source. (On a Zen 5 it made no difference: TUNING.md.)
 #pragma once
 
 #include "unroll.h"
