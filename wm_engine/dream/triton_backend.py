@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ class TritonBackend:
     step, in a CUDA graph) or "auto", which takes the faster for the population's size as measured once per device.
     """
 
-    PRECISIONS = ("fp32", "bf16", "fp16")
+    PRECISIONS: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16")
 
     def __init__(
         self,
