@@ -17,7 +17,7 @@ from wm_engine.memory.model import MDNRNN
 from wm_engine.rng import key_words
 
 if TYPE_CHECKING:
-    from wm_engine.kernels import launch  # type: ignore[import-not-found]
+    from wm_engine.kernels import launch
 
 _log = logging.getLogger(__name__)
 

@@ -185,6 +185,6 @@ def _triton_for(means: Tensor) -> Any:
     """``wm_engine.kernels.mdn`` where it can take heads with these means [B, Z, K], or None."""
     if kernels.missing() is not None:
         return None
-    from wm_engine.kernels import mdn as fused  # type: ignore[import-not-found]
+    from wm_engine.kernels import mdn as fused
 
     return fused if fused.fits(*means.shape[1:], means.dtype) else None
