@@ -53,7 +53,7 @@ def dream_table(entries: Sequence[Entry]) -> list[str]:
             f"warning: wide spread, (p80 - p20) / median above {100 * WIDE:.0f} %, of {', '.join(wide)}: the machine "
             "was busy with something else, so trust the ratios (taken within rounds) more than the rates"
         )
-    return lines + [f"WRONG, no speed given: {entry.wrong}" for entry in entries if entry.wrong]
+    return lines + [f"WRONG: {entry.wrong}" for entry in entries if entry.wrong]
 
 
 def workload_line(w: Workload) -> str:

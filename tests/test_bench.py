@@ -124,7 +124,7 @@ def test_a_wrong_rival_gets_no_speed(monkeypatch):
     assert by_name["torch fp32"].steps_per_second > 0
     assert by_name["changed"].steps_per_second is None
     table = tables.dream_table(entries)
-    assert [line for line in table if "changed" in line] == [f"WRONG, no speed given: {by_name['changed'].wrong}"]
+    assert [line for line in table if "changed" in line] == [f"WRONG: {by_name['changed'].wrong}"]
     assert f"after {STEPS} steps" in by_name["changed"].wrong
 
 
