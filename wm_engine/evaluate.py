@@ -16,6 +16,7 @@ from wm_engine.agent import Agent
 from wm_engine.collect import BrownianPolicy, Policy, Trajectory, UniformPolicy, drive
 from wm_engine.envs import BatchedEnv, EnvSettings, Step, check_seeds, make_env
 from wm_engine.errors import StorageError
+from wm_engine.machine import one_torch_thread
 from wm_engine.progress import track
 from wm_engine.runs import storage_errors
 from wm_engine.settings import Section
@@ -114,6 +115,7 @@ def _evaluate(
     chosen = env_settings.model_copy(update={"backend": settings.backend})
     trajectories: list[Trajectory] = []
     with (
+        one_torch_thread(),
         contextlib.closing(make_env(chosen, lanes, settings.max_steps)) as env,
         track(len(seeds) * settings.max_steps, f"evaluate the {name} ({env.backend})", "frame") as bar,
     ):
@@ -145,6 +147,7 @@ def record_video(
     target = Path(path)
     chosen = env_settings.model_copy(update={"backend": "gymnasium"})
     with (
+        one_torch_thread(),
         contextlib.closing(make_env(chosen, 1, max_steps)) as env,
         track(max_steps, "record a video", "frame") as bar,
         _mp4(target) as write,

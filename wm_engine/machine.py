@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -25,6 +27,21 @@ def available_cpus() -> int:
 def use_threads(count: int) -> None:
     """Give torch ``count`` threads; 0: one for every CPU this process may keep busy."""
     torch.set_num_threads(count or available_cpus())
+
+
+@contextlib.contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Torch keeps to one thread while other processes need the CPUs.
+
+    OpenMP's threads spin for milliseconds after each operation: beside gymnasium's worker processes they take the very
+    CPUs that the next frames are waiting for.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _quota_v2() -> float | None:
