@@ -23,6 +23,12 @@ sys.path.insert(0, str(TESTS))
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Leave the repository: `python -c`, as tests start it, would find the source folder in the current one."""
+    os.chdir(tmp_path_factory.mktemp("elsewhere"))
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """One torch thread: threads wait for each other by spinning, and on busy cores small tensors take minutes."""
