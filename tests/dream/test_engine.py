@@ -75,7 +75,7 @@ def test_missing_h_and_c_are_zero(backend: str) -> None:
 @pytest.fixture
 def population(backend: str) -> tuple[DreamEngine, torch.Tensor, Starts]:
     if backend == "triton":
-        pytest.skip("minutes in Triton's interpreter; tests/kernels/test_kernel_rollouts.py asks the same of fewer steps")
+        pytest.skip("minutes in Triton's interpreter; tests/kernels/test_kernel_rollouts.py asks it of fewer steps")
     world = World(sizes=(8, 3, 32, 5), candidates=37, starts=3)
     return DreamEngine(world.m, world.spec, backend=backend), world.params, world.starts
 
