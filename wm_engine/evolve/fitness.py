@@ -14,11 +14,11 @@ from torch import Tensor
 
 from wm_engine.agent import Agent
 from wm_engine.checks import check_int
-from wm_engine.collect import OnStep, drive, track_seeds
+from wm_engine.collect import OnStep, drive, recording, track_seeds
 from wm_engine.controller import ControllerSpec
 from wm_engine.dream.engine import DreamEngine
 from wm_engine.dream.types import Starts
-from wm_engine.envs import BatchedEnv, EnvSettings, Step, make_env
+from wm_engine.envs import BatchedEnv, EnvSettings, make_env
 from wm_engine.evolve.protocol import derive_seed
 from wm_engine.memory.model import MDNRNN
 from wm_engine.rollouts import RolloutStore
@@ -206,13 +206,4 @@ class RealFitness:
             return None
         mine = [episode - first for episode in stored if first <= episode < first + len(seeds)]
         writers = {lane: self._store.writer(int(seeds[lane]), "evolve", self._iteration) for lane in mine}
-
-        def on_step(lanes: np.ndarray, frames: np.ndarray, actions: np.ndarray, step: Step) -> None:
-            for row, lane in enumerate(lanes):
-                writer = writers.get(int(lane))
-                if writer is not None:
-                    writer.add(frames[row], actions[row], float(step.rewards[row]))
-                    if step.ended[row]:
-                        writer.finish(step.frames[row], step.terminated[row], step.truncated[row])
-
-        return on_step
+        return recording(writers)
