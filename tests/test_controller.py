@@ -71,6 +71,11 @@ def test_bad_specs_are_refused(arguments: dict[str, object], message: str) -> No
         ControllerSpec(**arguments)  # type: ignore[arg-type]
 
 
+def test_a_squash_of_another_type_is_refused() -> None:
+    with pytest.raises(TypeError, match="squash must be a word or one word for each action, but was 3"):
+        ControllerSpec(squash=3)  # type: ignore[arg-type]
+
+
 def test_params_of_another_length_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"params must have shape \[867\], but had \[866\]"):
         save_controller(tmp_path / "c.safetensors", ControllerSpec(), torch.zeros(866))

@@ -24,6 +24,9 @@ class Agent:
     params : float32 [P, D], the candidates
     precision : "fp32" | "bf16", of V's convolutions
 
+    C's actions should lie in the environment's bounds (the squash sees to it): the environment clips them, M hears of
+    them unclipped.
+
     A lane is one environment, driven by one candidate, with its own hidden state (h, c). What a lane does depends on
     its own frames alone up to rounding: the rounding of a batched matrix product may depend on the size of the batch.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ def check_int(name: str, value: Any, *, least: int) -> int:
 
 def check_float(name: str, value: Any, *, least: float) -> float:
     """Return ``value`` as a finite float of at least ``least``; TypeError or ValueError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a float, but was {value!r} ({type(value).__name__})")
     number = float(value)
     if not least <= number < float("inf"):
@@ -29,9 +30,22 @@ def check_float(name: str, value: Any, *, least: float) -> float:
     return number
 
 
+def check_bool(name: str, value: Any) -> bool:
+    """Return ``value`` if it is True or False; TypeError otherwise: "no" would count as true."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, but was {value!r} ({type(value).__name__})")
+    return value
+
+
+def check_type(name: str, value: Any, wanted: type) -> None:
+    """Raise TypeError unless ``value`` is a ``wanted``."""
+    if not isinstance(value, wanted):
+        raise TypeError(f"{name} must be a wm_engine.{wanted.__name__}, but was of type {type(value).__name__}")
+
+
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
     """Return ``value`` if it is one of ``choices``; ValueError otherwise."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, but was {value!r}")
     return str(value)
 
@@ -40,7 +54,8 @@ def check_tensor(name: str, value: Any, shape: Sequence[int | str], *, finite: b
     """Return ``value``, a floating tensor of the given shape.
 
     ``shape`` holds a number where the size is fixed and a letter of the legend where any size of at least 1 will do.
-    Raises TypeError for another type or dtype, ValueError for another shape or non-finite entries.
+    Raises TypeError for another type or dtype, ValueError for another shape or entries that float32 does not hold as
+    finite numbers (1e300 is finite in float64 only).
     """
     wanted = "[" + ", ".join(map(str, shape)) + "]"
     if not isinstance(value, Tensor):
@@ -52,7 +67,9 @@ def check_tensor(name: str, value: Any, shape: Sequence[int | str], *, finite: b
     )
     if not fits:
         raise ValueError(f"{name} must have shape {wanted}, but had {list(value.shape)}")
-    if finite and not bool(torch.isfinite(value).all()):
-        bad = int((~torch.isfinite(value)).sum())
-        raise ValueError(f"{name} must be finite, but {bad} of its {value.numel()} entries were not")
+    if finite:
+        there = torch.isfinite(value.detach().float())
+        if not bool(there.all()):
+            bad = int((~there).sum())
+            raise ValueError(f"{name} must be finite in float32, but {bad} of its {value.numel()} entries were not")
     return value

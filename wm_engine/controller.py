@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -13,7 +15,18 @@ from wm_engine.errors import CorruptFileError
 from wm_engine.runs import load_tensors, save_tensors
 
 FEATURES = ("z", "zh", "zhc")
-SQUASHES = ("tanh", "sigmoid", "tanh01", "relu_tanh", "identity")
+SQUASH_RANGES = {
+    "tanh": (-1.0, 1.0),
+    "sigmoid": (0.0, 1.0),
+    "tanh01": (0.0, 1.0),
+    "relu_tanh": (0.0, 1.0),
+    "identity": (-math.inf, math.inf),
+    "argmax": (0.0, 1.0),
+}
+"""Every squash, with the range of the actions it puts out."""
+
+SQUASHES = tuple(word for word in SQUASH_RANGES if word != "argmax")
+"""Those that act on each dimension by itself."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,8 @@ class ControllerSpec:
             if self.squash != "argmax":
                 object.__setattr__(self, "squash", (self.squash,) * self.action)
         else:
+            if not isinstance(self.squash, Sequence):
+                raise TypeError(f"squash must be a word or one word for each action, but was {self.squash!r}")
             object.__setattr__(self, "squash", tuple(self.squash))
             if len(self.squash) != self.action:
                 raise ValueError(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wm_engine.agent import Agent
 from wm_engine.config import Config
-from wm_engine.controller import SQUASHES, ControllerSpec, load_controller
+from wm_engine.controller import SQUASH_RANGES, ControllerSpec, load_controller
 from wm_engine.dream import DreamEngine, Starts
 from wm_engine.dream.starts import recorded_starts
 from wm_engine.envs import choose_backend, make_env
@@ -95,7 +95,7 @@ def make_agent(folder: RunFolder, config: Config, params: Tensor | None = None) 
 
 def controller_spec(current: Round, m: MDNRNN) -> ControllerSpec:
     settings = current.config.controller
-    squash = settings.squash or _squash(current.config, _action_ranges(current.config))
+    squash = _squash(current.config, _action_ranges(current.config))
     try:
         return ControllerSpec(m.latent, m.hidden, m.action, settings.features, squash, settings.hidden_units)
     except ValueError as error:
@@ -111,13 +111,7 @@ def check_environment(config: Config) -> None:
     scored_on = config.env.model_copy(update={"backend": config.evaluate.backend})
     if choose_backend(scored_on) != choose_backend(config.env):
         make_env(scored_on, 1).close()
-    squash = config.controller.squash or _squash(config, ranges)
-    unknown = [word for word in squash if word not in SQUASHES]
-    if unknown or len(squash) != len(ranges):
-        raise ConfigError(
-            f"controller.squash: must be one of {', '.join(SQUASHES)} for each of the {len(ranges)} actions of "
-            f"{config.env.id}, but was {list(squash)}"
-        )
+    _squash(config, ranges)
 
 
 def _action_ranges(config: Config) -> list[tuple[float, float]]:
@@ -125,14 +119,40 @@ def _action_ranges(config: Config) -> list[tuple[float, float]]:
         return list(zip(env.action_low.tolist(), env.action_high.tolist(), strict=True))
 
 
-def _squash(config: Config, ranges: list[tuple[float, float]]) -> tuple[str, ...]:
+def _squash(config: Config, ranges: list[tuple[float, float]]) -> tuple[str, ...] | str:
+    """The controller's squash, as set or as the actions' ranges ask for.
+
+    An action outside the environment's bounds would be clipped there: M learns from the clipped ones, so a dream of the
+    others is of another world. Raises ConfigError for such a squash, an unknown word, or not one word for each action.
+    """
+    words = config.controller.squash or _default_squash(config, ranges)
+    each = words * len(ranges) if len(words) == 1 else words
+    if len(each) != len(ranges) or not all(word in SQUASH_RANGES for word in each):
+        raise ConfigError(
+            f"controller.squash: must be one of {', '.join(SQUASH_RANGES)} for each of the {len(ranges)} actions of "
+            f"{config.env.id}, or one word for all, but was {list(words)}"
+        )
+    if "argmax" in each and len(words) != 1:
+        raise ConfigError(f"controller.squash: argmax is of all actions at once, but was {list(words)}")
+    for dimension, (word, (low, high)) in enumerate(zip(each, ranges, strict=True)):
+        least, most = SQUASH_RANGES[word]
+        if least < low or most > high:
+            raise ConfigError(
+                f"controller.squash: {word} puts out [{least:g}, {most:g}], but action {dimension} of {config.env.id} "
+                f"must be in [{low:g}, {high:g}]"
+            )
+    return words[0] if len(words) == 1 else words
+
+
+def _default_squash(config: Config, ranges: list[tuple[float, float]]) -> tuple[str, ...]:
     """A squash for every action dimension whose range is the environment's: tanh for [-1, 1], sigmoid for [0, 1]."""
     words = {(-1.0, 1.0): "tanh", (0.0, 1.0): "sigmoid"}
     for dimension, bounds in enumerate(ranges):
         if bounds not in words:
             raise ConfigError(
                 f"env.id: action {dimension} of {config.env.id} ranges over {list(bounds)}, but a controller acts in "
-                "[-1, 1] or [0, 1]. Wrap it with gymnasium.wrappers.RescaleAction and register that."
+                "[-1, 1] or [0, 1]. Set controller.squash, or wrap it with gymnasium.wrappers.RescaleAction and "
+                "register that."
             )
     return tuple(words[bounds] for bounds in ranges)
 

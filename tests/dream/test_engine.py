@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from checker import check
@@ -165,6 +166,7 @@ def test_auto_takes_the_first_backend_that_is_here() -> None:
     assert DreamEngine(world.m, world.spec, precision="fp64").backend == "torch"
 
 
+TOO_LARGE = torch.full((1, World().spec.num_params), 1e300, dtype=torch.float64)
 BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"params": torch.zeros(2, 5)}, ValueError, r"params must have shape \[P, \d+\], but had \[2, 5\]"),
     ({"params": "zeros"}, TypeError, "params must be a torch.Tensor"),
@@ -178,7 +180,14 @@ BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"reward": "real"}, ValueError, "reward must be one of 'predicted', 'survival', but was 'real'"),
     ({"done": "never"}, ValueError, "done must be one of"),
     ({"first_candidate": 1 << 32}, ValueError, "32-bit counters"),
-    ({"starts": torch.zeros(1, 5)}, TypeError, "starts must be wm_engine.Starts, but was Tensor"),
+    ({"starts": torch.zeros(1, 5)}, TypeError, "starts must be a wm_engine.Starts, but was of type Tensor"),
+    ({"common_random_numbers": "no"}, TypeError, "common_random_numbers must be True or False, but was 'no'"),
+    ({"record": 1}, TypeError, "record must be True or False, but was 1"),
+    (
+        {"params": TOO_LARGE},
+        ValueError,
+        "params must be finite in float32",
+    ),
     ({"starts": Starts(torch.zeros(1, 4))}, ValueError, r"starts\.z must have shape \[N, 5\], but had \[1, 4\]"),
 ]
 
@@ -191,13 +200,30 @@ def test_bad_arguments_are_named(backend: str, change: dict[str, Any], error: ty
         DreamEngine(world.m, world.spec, backend=backend).rollout(**arguments)
 
 
+def test_another_memory_or_controller_is_refused() -> None:
+    world = World()
+    with pytest.raises(TypeError, match=r"m must be a wm_engine\.MDNRNN, but was of type str"):
+        DreamEngine("m.safetensors", world.spec)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"c must be a wm_engine\.ControllerSpec, but was of type NoneType"):
+        DreamEngine(world.m, None)  # type: ignore[arg-type]
+
+
+def test_numpy_scalars_are_numbers(backend: str) -> None:
+    world = World()
+    engine = DreamEngine(world.m, world.spec, backend=backend)
+    scalars: Any = (np.int64(2), np.int32(3), np.float32(1.0), np.uint64(7))
+    one = engine.rollout(world.params, world.starts, *scalars)
+    two = engine.rollout(world.params, world.starts, 2, 3, 1.0, 7)
+    assert torch.equal(one.returns, two.returns)
+
+
 def test_non_finite_params_and_empty_populations_are_refused(backend: str) -> None:
     world = World()
     engine = DreamEngine(world.m, world.spec, backend=backend)
     with pytest.raises(ValueError, match=r"params must have shape \[P, \d+\], but had \[0, "):
         engine.rollout(world.params[:0], world.starts, episodes=1, max_steps=1)
     world.params[0, 0] = torch.nan
-    with pytest.raises(ValueError, match="params must be finite, but 1 of its"):
+    with pytest.raises(ValueError, match="params must be finite in float32, but 1 of its"):
         engine.rollout(world.params, world.starts, episodes=1, max_steps=1)
 
 

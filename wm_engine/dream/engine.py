@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wm_engine.checks import check_choice, check_float, check_int, check_tensor
+from wm_engine.checks import check_bool, check_choice, check_float, check_int, check_tensor, check_type
 from wm_engine.controller import ControllerSpec
 from wm_engine.dream import triton_backend
 from wm_engine.dream.cpp_backend import CppBackend
@@ -88,6 +88,8 @@ class DreamEngine:
         precision: str = "fp32",
         num_threads: int | None = None,
     ) -> None:
+        check_type("m", m, MDNRNN)
+        check_type("c", c, ControllerSpec)
         for name in ("latent", "hidden", "action"):
             if getattr(m, name) != getattr(c, name):
                 raise ValueError(
@@ -145,8 +147,7 @@ class DreamEngine:
         Raises ValueError or TypeError for arguments outside these bounds, before anything runs.
         """
         params = check_tensor("params", params, ["P", self.controller.num_params])
-        if not isinstance(starts, Starts):
-            raise TypeError(f"starts must be wm_engine.Starts, but was {type(starts).__name__}")
+        check_type("starts", starts, Starts)
         check_tensor("starts.z", starts.z, ["N", self.controller.latent])
         for name in ("h", "c"):
             if getattr(starts, name) is not None:
@@ -158,9 +159,9 @@ class DreamEngine:
             seed=check_int("seed", seed, least=0),
             reward=check_choice("reward", reward, REWARDS),
             done=check_choice("done", done, DONES),
-            common_random_numbers=bool(common_random_numbers),
+            common_random_numbers=check_bool("common_random_numbers", common_random_numbers),
             first_candidate=check_int("first_candidate", first_candidate, least=0),
-            record=bool(record),
+            record=check_bool("record", record),
         )
         key_words(plan.seed)
         last = plan.first_candidate + params.shape[0]

@@ -9,10 +9,10 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from wm_engine.checks import check_tensor
@@ -32,6 +32,11 @@ _log = logging.getLogger(__name__)
 _MOST_UNRANKED = 10
 
 
+def _words(given: object) -> object:
+    """One word, or a list of them, as a tuple; the rest for pydantic to refuse."""
+    return (given,) if isinstance(given, str) else tuple(given) if isinstance(given, list) else given
+
+
 class ControllerSettings(Section):
     """C's shape, and how and where it is evolved.
 
@@ -46,8 +51,8 @@ class ControllerSettings(Section):
 
     features: Literal["z", "zh", "zhc"] = Field("zh", description="what C sees of M's state")
     hidden_units: int = Field(0, ge=0, description="width of C's hidden layer; 0: linear")
-    squash: tuple[str, ...] = Field(
-        (), description="one of C's squashes for each action; none: tanh for actions in [-1, 1], sigmoid for [0, 1]"
+    squash: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
+        (), description="C's squash for each action, or one word for all; none: tanh for [-1, 1], sigmoid for [0, 1]"
     )
     train_in: Literal["dream", "real", "dream_then_real"] = Field("dream", description="where C is evolved")
     optimizer: Literal["auto", "pycma", "batched"] = Field("auto", description="the evolution strategy")

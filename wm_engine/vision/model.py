@@ -11,11 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wm_engine.checks import check_int, check_tensor
+from wm_engine.envs.frames import FRAME_SHAPE
 from wm_engine.errors import CorruptFileError
 from wm_engine.runs import load_tensors, save_tensors
-
-FRAME_SIZE = 64
-FRAME_SHAPE = (FRAME_SIZE, FRAME_SIZE, 3)
 
 # 64x64 shrinks to 2x2 in four convolutions, and grows from 1x1 to 64x64 in four transposed ones.
 _ENCODER_CHANNELS = (3, 32, 64, 128, 256)
