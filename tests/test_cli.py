@@ -163,6 +163,15 @@ def test_collect_is_the_first_stage_alone(call, trained, tmp_path):
     assert trained[0][2] == {"only": "collect", "round_index": None, "on_change": "refuse"}
 
 
+def test_keep_drops_episodes_before_it_collects(call, trained, monkeypatch, tmp_path):
+    resolve("quick").write(tmp_path / "config.toml")
+    dropped = []
+    monkeypatch.setattr(cli, "drop_episodes", lambda root, keep: dropped.append((root, keep, len(trained))))
+    assert call("collect", "--run", str(tmp_path), "--keep", "7")[0] == 0
+    assert dropped == [(tmp_path, 7, 0)]
+    assert len(trained) == 1
+
+
 def test_show_prints_the_configuration_and_does_nothing(call, trained, tmp_path):
     status, out, _ = call("train", "--preset", "quick", "--run", str(tmp_path / "a"), "--set", "seed=77", "--show")
     assert status == 0

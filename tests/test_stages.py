@@ -8,8 +8,8 @@ from recordings import shades
 
 from wm_engine import stages
 from wm_engine.config import Config, flatten, make_config
-from wm_engine.errors import RunMismatchError
-from wm_engine.pipeline import run_pipeline
+from wm_engine.errors import MissingStageError, RunMismatchError
+from wm_engine.pipeline import drop_episodes, run_pipeline
 from wm_engine.records import Recorder
 from wm_engine.rollouts import RolloutStore
 from wm_engine.rounds import Round
@@ -54,9 +54,15 @@ def test_a_finished_collection_is_whole_by_its_own_settings(collected):
         assert BY_NAME["vision"].inputs(current)["rollouts"].digest() is not None
 
 
+def test_nothing_is_dropped_from_a_folder_without_rollouts(tmp_path):
+    with pytest.raises(MissingStageError, match="rollouts: not there yet"):
+        drop_episodes(tmp_path / "run", 3)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_collection_that_lost_episodes_is_made_whole(collected):
     root, made = collected
-    RolloutStore.open(root / "rollouts").keep(2)
+    drop_episodes(root, 2)
     run_pipeline(root, config_of(collect={"episodes": 4}), only="collect", stages=[BY_NAME["collect"]])
     assert made == [4]
     assert len(RolloutStore.open(root / "rollouts")) == 4

@@ -20,7 +20,7 @@ from wm_engine.config import Config, presets, read_config, resolve
 from wm_engine.errors import ConfigError, MissingStageError, WMEngineError
 from wm_engine.info import collect_info, format_info
 from wm_engine.machine import use_threads
-from wm_engine.pipeline import OnChange, Summary, check_published, run_pipeline, summarize
+from wm_engine.pipeline import OnChange, Summary, check_published, drop_episodes, run_pipeline, summarize
 from wm_engine.report import write_report
 from wm_engine.runs import RunFolder, write_json
 from wm_engine.stages import STAGES
@@ -153,16 +153,28 @@ def train(
 @cli.command()
 @_run_options
 @click.option("--round", "round_index", type=click.IntRange(min=0), help="The round to collect for, counted from 0.")
+@click.option("--keep", type=click.IntRange(min=0), metavar="N", help="First delete all episodes from the Nth on.")
 def collect(
-    preset: str | None, root: Path | None, changes: tuple[str, ...], on_change: OnChange, round_index: int | None
+    preset: str | None,
+    root: Path | None,
+    changes: tuple[str, ...],
+    on_change: OnChange,
+    round_index: int | None,
+    keep: int | None,
 ) -> None:
     """Fill a run's rollout store: the first stage alone.
 
+    Where a chunk of the store is damaged, --keep N drops the episode that it belongs to (counted from 0) and those
+    after it, and they are collected again.
+
     \b
-    Example:
+    Examples:
       wm-engine collect --preset quick --run runs/a --set collect.episodes=200
+      wm-engine collect --run runs/a --keep 120
     """
     folder, config = _resolve(preset, root, changes)
+    if keep is not None:
+        drop_episodes(folder, keep)
     run_pipeline(folder, config, only="collect", round_index=round_index, on_change=on_change)
     click.echo(f"rollouts: {RunFolder(folder).rollouts}")
 

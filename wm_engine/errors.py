@@ -35,5 +35,9 @@ class MissingDependencyError(WMEngineError):
     """An optional package, environment or compiled part is not installed."""
 
 
+class WorkerError(WMEngineError):
+    """A process that works for this one has died, as when the machine runs out of memory."""
+
+
 class StorageError(WMEngineError):
     """The disk is full or a path cannot be written."""

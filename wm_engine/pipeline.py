@@ -15,6 +15,7 @@ from wm_engine.errors import CorruptFileError, MissingStageError, RunMismatchErr
 from wm_engine.machine import use_threads
 from wm_engine.records import Recorder
 from wm_engine.report import write_report
+from wm_engine.rollouts import RolloutStore
 from wm_engine.rounds import Round, check_environment, check_machine
 from wm_engine.runs import (
     Manifest,
@@ -285,6 +286,18 @@ def _publish(run: RunFolder, rounds: Sequence[Round], manifest: Manifest) -> Non
 
 def _digest(path: Path) -> str | None:
     return file_fingerprint(path) if path.exists() else None
+
+
+def drop_episodes(root: Path, keep: int) -> None:
+    """Keep the first ``keep`` episodes of a run's rollout store: what helps where a later one is damaged.
+
+    Raises MissingStageError where nothing has been collected yet, RunBusyError where another process is at the folder.
+    """
+    run = RunFolder(Path(root))
+    if not run.rollouts.exists():
+        raise MissingStageError(f"{run.rollouts}: not there yet, so there are no episodes to drop")
+    with lock_folder(run.root):
+        RolloutStore.open(run.rollouts, create=False).keep(keep)
 
 
 def check_published(root: Path) -> None:

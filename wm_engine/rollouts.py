@@ -488,8 +488,8 @@ def _decode(path: Path, index: int, chunk: int) -> dict[str, np.ndarray]:
 def _remedy(path: Path, index: int) -> str:
     store = path.parent.parent
     return (
-        f"Restore it from a copy; or delete {store} to have all episodes collected again; or, in Python, "
-        f"RolloutStore.open({str(store)!r}).keep({index}) keeps the episodes before it."
+        f"Restore it from a copy; or have it and the episodes after it collected again: wm-engine collect --run "
+        f"{store.parent} --keep {index} (for a store without a run: RolloutStore.open({str(store)!r}).keep({index}))."
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import wm_engine.envs as envs
 from wm_engine.envs import EnvSettings, make_env
-from wm_engine.errors import ConfigError, MissingDependencyError
+from wm_engine.errors import ConfigError, MissingDependencyError, WorkerError
 
 HAS_ENVPOOL = envs.backends()["envpool"] is None
 BACKENDS = [
@@ -255,5 +255,5 @@ def test_a_dead_worker_is_an_error_not_a_hang(make):
     env = make("gymnasium", 2, num_threads=2)
     env.reset([1, 2])
     os.kill(env.workers[1].pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="ended with status -9"):
+    with pytest.raises(WorkerError, match="ended with status -9"):
         env.step(actions_for(2))

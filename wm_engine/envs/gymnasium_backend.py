@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from wm_engine.envs.base import LaneEnv
-from wm_engine.errors import ConfigError, MissingDependencyError
+from wm_engine.errors import ConfigError, MissingDependencyError, WorkerError
 
 _WORKER = Path(__file__).with_name("gymnasium_worker.py")
 
@@ -137,7 +137,10 @@ class _Worker:
             return tuple(self._connection.recv())
         except (EOFError, ConnectionResetError):
             status = self._process.wait()
-            raise RuntimeError(f"a worker process of the environments ended with status {status}") from None
+            raise WorkerError(
+                f"a worker process of the environments ended with status {status}. If the machine ran out of memory, "
+                "lower env.num_threads; the same command goes on where this one stopped."
+            ) from None
 
     def close(self) -> None:
         self.send("close")
