@@ -18,6 +18,7 @@ from wm_engine.runs import RunFolder, read_json
 pytestmark = pytest.mark.slow
 
 PATIENCE = 300.0
+ROUNDS = 2
 
 
 def start(root: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -30,9 +31,9 @@ def start(root: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def cut(root: Path, moment: Callable[[], bool], how: signal.Signals) -> tuple[int, str]:
+def cut(root: Path, moment: Callable[[], bool], how: signal.Signals, *arguments: str) -> tuple[int, str]:
     """Start the run, send it a signal as soon as ``moment`` has come; its exit status and the end of what it said."""
-    process = start(root)
+    process = start(root, *arguments)
     deadline = time.monotonic() + PATIENCE
     while not moment() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -51,10 +52,10 @@ def finish(root: Path, *arguments: str) -> str:
 def outcome(root: Path) -> dict[str, bytes]:
     """The bytes of everything that a run comes to."""
     run = RunFolder(root)
-    round_zero = run.iteration(0)
     files = [run.vision, run.memory, run.controller, run.rollouts / "index.jsonl"]
-    files += [round_zero.root / name for name in ("scores.json", "fidelity.json")]
-    files += [*round_zero.latents.iterdir(), round_zero.evolution / "result.safetensors"]
+    for one in (run.iteration(index) for index in range(ROUNDS)):
+        files += [one.root / name for name in ("scores.json", "fidelity.json")]
+        files += [*one.models().values(), *one.latents.iterdir(), one.evolution / "result.safetensors"]
     files += [path for path in run.rollouts.rglob("*") if path.is_file()]
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
@@ -65,39 +66,43 @@ def differing(expected: dict[str, bytes], found: dict[str, bytes]) -> list[str]:
 
 def test_a_run_that_was_cut_in_every_stage_ends_with_the_same_bytes(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    out = finish(whole)
+    rounds = ("--iterations", str(ROUNDS))
+    out = finish(whole, *rounds)
     assert out.splitlines()[-3].startswith("controller:")
     assert out.splitlines()[-2].startswith("random policy:")
     assert out.splitlines()[-1] == f"report: {whole / 'report' / 'index.html'}"
     assert (whole / "report" / "index.html").exists()
 
-    run = RunFolder(broken).iteration(0)
+    run = RunFolder(broken)
+    first, second = run.iteration(0), run.iteration(1)
     moments = [
-        lambda: any(RunFolder(broken).rollouts.rglob("000000*.zst")),
-        lambda: any(run.checkpoints("vision").glob("0*")),
-        lambda: any(run.checkpoints("memory").glob("0*")),
-        lambda: (run.evolution / "00000005.safetensors").exists(),
-        lambda: (run.root / "evaluation" / "controller.json").exists(),
+        lambda: any(run.rollouts.rglob("000000*.zst")),
+        lambda: any(first.checkpoints("memory").glob("0*")),
+        lambda: (first.evolution / "00000005.safetensors").exists(),
+        lambda: any(run.rollouts.rglob("000005*.zst")),
+        lambda: any(second.checkpoints("vision").glob("0*")),
+        lambda: (second.root / "evaluation" / "controller.json").exists(),
     ]
     for number, moment in enumerate(moments):
-        how = signal.SIGINT if number == 1 else signal.SIGKILL
-        status, said = cut(broken, moment, how)
+        how = signal.SIGINT if number == 4 else signal.SIGKILL
+        status, said = cut(broken, moment, how, *rounds)
         if how is signal.SIGKILL:
             assert status == -signal.SIGKILL
         else:
             assert status == 130
             assert "the same command goes on where this one stopped" in said.splitlines()[-1]
             assert "Traceback" not in said
-    finish(broken)
+    finish(broken, *rounds)
 
     expected = outcome(whole)
     assert differing(expected, outcome(broken)) == []
     entries = read_json(RunFolder(broken).manifest)["stages"]
-    assert [entry["resumed"] for entry in entries.values()] == [True] * 5
+    resumed = {stage for stage, entry in entries.items() if entry["resumed"]}
+    assert resumed == {"0/collect", "0/memory", "0/controller", "1/collect", "1/vision", "1/evaluate"}
 
     # What is done about a damaged chunk: the episodes from it on are dropped, and collected again.
-    RolloutStore.open(RunFolder(broken).rollouts, create=False).keep(2)
-    finish(broken, "--stage", "collect")
+    RolloutStore.open(RunFolder(broken).rollouts, create=False).keep(5)
+    finish(broken, "--stage", "collect", "--round", "1", *rounds)
     assert differing(expected, outcome(broken)) == []
 
 
