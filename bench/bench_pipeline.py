@@ -66,7 +66,7 @@ def store(config: Config, folder: Path) -> RolloutStore:
 
 @pytest.fixture(scope="module")
 def latents(config: Config, folder: Path, store: RolloutStore) -> Latents:
-    return encode_store(VAE(config.vision.latent), store, folder / "latents", config.vision.precision)
+    return encode_store(VAE(config.vision.latent), store, folder / "latents")
 
 
 def _m(config: Config) -> MDNRNN:
@@ -103,7 +103,7 @@ def test_encode(config: Config, tmp_path: Path, store: RolloutStore, time_rate) 
     runs = iter(range(100))
 
     def run() -> Latents:
-        return encode_store(vae, store, tmp_path / str(next(runs)), config.vision.precision)
+        return encode_store(vae, store, tmp_path / str(next(runs)))
 
     with torch.inference_mode():
         mu, _ = vae.encode(torch.from_numpy(store.read(3).frames))
