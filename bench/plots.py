@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from wm_engine.runs import atomic_write
 from .dreams import Entry
 from .roofs import Roofs
 
+_MOST_TICKS = 12
 _LINES = ("-", "--", "-.", ":")
 
 
@@ -58,7 +60,8 @@ def history_plot(series: Mapping[str, Sequence[tuple[str, float]]]) -> Figure:
             color=LIGHT.accents[index % len(LIGHT.accents)],
             label=name,
         )
-    panel.set_xticks(range(len(ticks)), ticks, rotation=45, ha="right")
+    named = range(0, len(ticks), math.ceil(len(ticks) / _MOST_TICKS) or 1)
+    panel.set_xticks(named, [ticks[place] for place in named], rotation=45, ha="right")
     panel.set_yscale("log")
     label(panel, LIGHT, y="dream steps/s")
     legend(panel, LIGHT, loc="center left", bbox_to_anchor=(1.0, 0.5))
