@@ -4,7 +4,6 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
-#include <new>
 #include <stdexcept>
 
 #include "profile.h"
@@ -14,7 +13,6 @@ namespace wm {
 namespace {
 
 constexpr int64_t kGroup = 4;
-constexpr std::align_val_t kLine{64};
 
 // Rows of a tile: enough to amortise streaming the weights from a shared cache, few enough to stay in a core's own.
 constexpr int64_t kTileRows = 48;
@@ -78,9 +76,6 @@ bool stopped(void* context) {
 }
 
 }  // namespace
-
-Buffer::Buffer(size_t bytes) : data_(::operator new(bytes ? bytes : 1, kLine)) { std::memset(data_, 0, bytes); }
-Buffer::~Buffer() { ::operator delete(data_, kLine); }
 
 template <class T>
 T* Engine::allocate(int64_t n) {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "buffer.h"
 #include "job.h"
 
 namespace wm {
@@ -26,19 +27,6 @@ struct Weights {
   int64_t head_rows() const {
     return per_dim ? 3 * latent * mixtures + 2 : mixtures * (2 * latent + 1) + 2;
   }
-};
-
-// Memory aligned to a cache line, zeroed.
-class Buffer {
- public:
-  explicit Buffer(size_t bytes);
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  ~Buffer();
-  void* data() const { return data_; }
-
- private:
-  void* data_;
 };
 
 class Engine {

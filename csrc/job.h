@@ -82,6 +82,29 @@ struct Hooks {
 #endif
 };
 
+// A float tensor [B, C or Z, K] as it lies in memory: its strides in floats, any of which may be 0 or negative.
+struct View {
+  const float* data;
+  int64_t row, dim, component;
+};
+
+// B heads apart from any dream, for the mixture's loss, its gradients and its draws. Outputs are contiguous.
+struct Heads {
+  int64_t rows, latent, mixtures;
+  bool per_dim;
+  View logits;           // [B, 1 or Z, K]
+  View means, log_stds;  // [B, Z, K]
+  View target;           // [B, Z]
+  View grad;             // [B], of the loss
+  float* nll;            // [B]
+  float *to_logits, *to_means, *to_log_stds, *to_target;  // the gradients, of the inputs' shapes
+  const int64_t* counters;  // [B, 3]: step, episode, candidate of a draw
+  uint32_t key0, key1;
+  float temperature;
+  float* z;              // [B, Z], drawn
+};
+enum class HeadTask : int { nll, gradients, draw };
+
 enum class Function : int { exp, log, tanh, sigmoid, cos_turn, sin_turn };
 
 struct Level {
@@ -93,6 +116,8 @@ struct Level {
   void (*rollout)(const Job& job, const Hooks& hooks, void* scratch, int64_t rows);
   void (*map)(Function function, const float* x, float* y, int64_t n);
   void (*philox)(const uint32_t* counters, uint32_t key0, uint32_t key1, uint32_t* words, int64_t n);
+  size_t (*heads_scratch)(const Heads& heads);
+  void (*heads)(HeadTask task, const Heads& heads, void* scratch, int64_t first, int64_t end);  // rows first .. end - 1
 };
 
 extern const Level level_scalar;

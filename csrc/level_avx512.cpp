@@ -2,8 +2,10 @@
 #include "simd_avx512.h"
 
 #include "dream_body.h"
+#include "mdn_body.h"
 
 namespace wm {
 extern const Level level_avx512 = {"avx512", kWidth, kRows, false, false,
-                                  scratch_bytes, rollout, map, philox_words};
+                                  scratch_bytes, rollout, map, philox_words,
+                                  heads_scratch, run_heads};
 }
