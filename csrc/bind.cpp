@@ -12,7 +12,6 @@
 #include "bind.h"
 #include "dream.h"
 #include "isa.h"
-#include "peak.h"
 #include "profile.h"
 #include "threads.h"
 
@@ -118,8 +117,8 @@ class Dream {
     plan.z = z.data();
     plan.h = h0.is_none() ? nullptr : h.data();
     plan.c = c0.is_none() ? nullptr : c.data();
-    plan.episodes = wm::size_between("episodes", episodes, 1, std::numeric_limits<int32_t>::max());
-    plan.steps = wm::size_between("max_steps", max_steps, 0, std::numeric_limits<int32_t>::max());
+    plan.episodes = wm::size_between("episodes", episodes, 1, int64_t{1} << 32);
+    plan.steps = wm::size_between("max_steps", max_steps, 1, std::numeric_limits<int32_t>::max());
     plan.temperature = wm::temperature_of(temperature);
     plan.key0 = static_cast<uint32_t>(seed);
     plan.key1 = static_cast<uint32_t>(seed >> 32);
@@ -150,15 +149,15 @@ class Dream {
       plan.actions = make("actions", py::make_tuple(plan.steps, plan.candidates, plan.episodes, m.action));
       plan.rewards = make("rewards", py::make_tuple(plan.steps, plan.candidates, plan.episodes));
     }
-    bool complete = false;
+    wm::Work work{};
     {
       const py::gil_scoped_release released;
-      complete = engine_->rollout(plan, threads, [] {
+      work = engine_->rollout(plan, threads, [] {
         const py::gil_scoped_acquire acquired;
         return PyErr_CheckSignals() != 0;
       });
     }
-    if (!complete) throw py::error_already_set();  // the KeyboardInterrupt that the signal's handler raised
+    if (!work.complete) throw py::error_already_set();  // the KeyboardInterrupt that the signal's handler raised
 
     py::array_t<bool> failed(plan.candidates);
     for (int64_t i = 0; i < plan.candidates; ++i) {
@@ -169,6 +168,11 @@ class Dream {
     out["returns"] = returns;
     out["lengths"] = lengths;
     out["failed"] = failed;
+    py::dict counted;
+    counted["row_steps"] = work.row_steps;
+    counted["rows_in_flight"] = work.rows_in_flight;
+    counted["scratch_bytes"] = work.scratch_bytes;
+    out["work"] = counted;
     return out;
   }
 
@@ -244,21 +248,11 @@ py::dict take_laps() {
 // Multiply-adds on registers alone, on this thread, at a level and precision: how many flops that was (two each), 0
 // where the level has no instruction for it. Timed, it is the roof of every matrix product.
 int64_t multiply_adds(const std::string& precision, int64_t rounds, const std::string& isa) {
-  const std::string level = wm::choose_level(isa).name;
-  const auto which = wm::choice<wm::Precision>(
+  const wm::Level& level = wm::choose_level(isa);
+  const auto peak = wm::choice<wm::Peak>(
       "precision", precision,
-      {{"fp32", wm::Precision::fp32}, {"bf16", wm::Precision::bf16}, {"int8", wm::Precision::int8}});
+      {{"fp32", level.peak_fp32}, {"bf16", level.peak_bf16}, {"int8", level.peak_int8}});
   wm::size_between("rounds", rounds, 0, int64_t{1} << 40);
-  wm::Peak peak = nullptr;
-#if defined(WM_X86)
-  const bool wide = level == "avx512" || level == "avx512_bf16";
-  if (which == wm::Precision::fp32) peak = wide ? wm::peak_avx512_f32 : level == "avx2" ? wm::peak_avx2_f32 : nullptr;
-  if (which == wm::Precision::bf16 && level == "avx512_bf16") peak = wm::peak_avx512_bf16;
-  if (which == wm::Precision::int8 && level == "avx512_bf16") peak = wm::peak_avx512_int8;
-#endif
-#if defined(WM_NEON)
-  if (which == wm::Precision::fp32 && level == "neon") peak = wm::peak_neon_f32;
-#endif
   if (peak == nullptr) return 0;
   const py::gil_scoped_release released;
   float sink = 0.0f;
@@ -296,13 +290,16 @@ PYBIND11_MODULE(_C, module) {
            py::arg("common_random_numbers") = true, py::arg("first_candidate") = 0, py::arg("num_threads") = 0,
            py::arg("record") = false,
            "Dream params [P, D] from starts z [N, Z], h, c [N, H]: a dict of returns [P, E], lengths [P, E], failed "
-           "[P] and, recorded, z [T, P, E, Z], actions [T, P, E, A], rewards [T, P, E].")
+           "[P], work (row_steps, rows_in_flight, scratch_bytes: wm::Work in dream.h) and, recorded, z [T, P, E, Z], "
+           "actions [T, P, E, A], rewards [T, P, E].")
       .def_property_readonly("isa", &Dream::isa)
       .def_property_readonly("precision", &Dream::precision)
       .def_property_readonly("packed_bytes", &Dream::packed_bytes);
   module.def("philox", &philox, py::arg("counters"), py::arg("seed"), py::arg("isa") = "auto");
   module.def("map", &map, py::arg("function"), py::arg("x"), py::arg("isa") = "auto");
   module.def("isa_levels", &isa_levels, "Instruction-set levels that this processor runs, slowest first.");
+  module.def("isa_levels_not_compiled", &wm::levels_not_compiled, "Levels that the compiler could not make.");
+  module.def("has_amx", &wm::has_amx, "Whether this processor has AMX, which no level uses.");
   module.def("chosen_isa", [] { return std::string(wm::choose_level("auto").name); });
   module.def("available_processors", &wm::available_processors, "CPU affinity, or the cgroup's quota if it is less.");
   module.def("compiler", &compiler);

@@ -190,9 +190,10 @@ class Dream {
       begin(live, lane);
     }
     start_laps(hooks);
-    while (live > 0) {
-      if (hooks.stopped(hooks.context)) return;
+    int64_t register_tiles = 0;
+    while (live > 0 && !hooks.stopped(hooks.context)) {
       const int64_t rows_now = live;
+      register_tiles += (rows_now + kRows - 1) / kRows;
       for (int64_t row = 0; row < live; ++row) act(row);
       lap(wm::Phase::controller, rows_now);
       gates(live);
@@ -211,6 +212,7 @@ class Dream {
       }
       lap(wm::Phase::ends, rows_now);
     }
+    hooks.worked(hooks.context, register_tiles);
   }
 
  private:
@@ -547,6 +549,8 @@ void rollout(const Job& job, const Hooks& hooks, void* scratch, int64_t rows) {
 #if defined(__AVX512VNNI__) && defined(__AVX512BF16__)
   if (m.hidden_element == Element::int8) return run_mode<Int8>(job, hooks, scratch, rows);
   if (m.hidden_element == Element::bf16) return run_mode<Bf16>(job, hooks, scratch, rows);
+#elif defined(__AVX512VNNI__)
+  if (m.hidden_element == Element::int8) return run_mode<Int8FloatInput>(job, hooks, scratch, rows);
 #endif
   if (m.quantised) return run_mode<Int8AsFloat>(job, hooks, scratch, rows);
   if (m.rounded) return run_mode<Bf16AsFloat>(job, hooks, scratch, rows);

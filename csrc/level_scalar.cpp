@@ -5,7 +5,7 @@
 #include "mdn_body.h"
 
 namespace wm {
-extern const Level level_scalar = {"scalar", kWidth, kRows, false, false,
-                                  scratch_bytes, rollout, map, philox_words,
-                                  heads_scratch, run_heads};
+extern const Level level_scalar = {
+    "scalar", kWidth, kRows, false, false, nullptr, nullptr, nullptr,
+    scratch_bytes, rollout, map, philox_words, heads_scratch, run_heads};
 }

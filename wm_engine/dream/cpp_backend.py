@@ -68,7 +68,12 @@ class CppBackend:
         module, reason = core()
         if module is None:
             return reason
-        return f"{module.chosen_isa()} of {', '.join(module.isa_levels())}; built by {module.compiler()}"
+        words = [f"{module.chosen_isa()} of {', '.join(module.isa_levels())}", f"built by {module.compiler()}"]
+        if module.isa_levels_not_compiled():
+            words.append(f"without {', '.join(module.isa_levels_not_compiled())}, which that compiler does not know")
+        if module.has_amx():
+            words.append("this processor's AMX is not used")
+        return "; ".join(words)
 
     def rollout(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
         """See :class:`wm_engine.dream.types.Backend`."""
@@ -88,6 +93,7 @@ class CppBackend:
             num_threads=self._num_threads,
             record=plan.record,
         )
+        del out["work"]
         return DreamOutput(**{name: torch.from_numpy(value) for name, value in out.items()})
 
 
