@@ -21,14 +21,17 @@ from .workload import Workload, prepare
 _RUN_SECONDS = 1.0
 _LEAST_STEPS = 4
 
+ONE_THREAD = "one thread"
+"""The kind of a rival that is the engine itself on one thread, for engines of its precision to be compared with."""
+
 
 @dataclass(frozen=True)
 class Entry:
     """One rival on one workload, in dream steps and rollouts a second.
 
-    kind : "engine", "peer" or "ceiling"
+    kind : "engine", "peer", "ceiling" or ONE_THREAD
     wrong : why it has no speed, where its check failed; the numbers are then None
-    versus : how many times the rate of each peer this is, by the peer's name
+    versus : how many times the rate of each peer this is, by the peer's name, and of the engine on one thread
     of_ceiling : the share of the machine's ceiling at the same precision: the instruction peak where the C++ core can
         measure it, else the bare matrix products; None where there is neither
     """
@@ -128,7 +131,8 @@ def _entry(
     versus = {
         peer.name: ratio(timing, each.amount, timings[peer.name], peer.amount)
         for peer in ready
-        if peer.kind == "peer" and each.kind != "ceiling"
+        if each.kind != "ceiling"
+        and (peer.kind == "peer" or (peer.kind, peer.precision) == (ONE_THREAD, each.precision))
     }
     ceilings = [c for c in ready if c.kind == "ceiling" and c.precision == each.precision]
     ceiling = max(ceilings, key=lambda c: c.name.startswith(PEAK), default=None)

@@ -28,7 +28,7 @@ Build = Callable[[Setup], Callable[[], Tensor]]
 class Rival:
     """One way to dream a workload.
 
-    name : unique in a table; ``kind``: "engine" or "peer"
+    name : unique in a table; ``kind``: "engine", "peer" or ``bench.dreams.ONE_THREAD``
     build : makes the function that dreams a setup and returns float32 [P, E] on the CPU, finished
     sample : how many candidates of the workload it is timed on; None for all
     own_numbers : whether it draws random numbers of its own

@@ -9,17 +9,15 @@
 #include <string>
 #include <vector>
 
+#include "bind.h"
 #include "dream.h"
 #include "isa.h"
-#include "peak.h"
 #include "profile.h"
 #include "threads.h"
 
 namespace py = pybind11;
 
-namespace {
-
-using Floats = py::array_t<float, py::array::c_style>;
+namespace wm {
 
 std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text = "[";
@@ -27,24 +25,21 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
-// A C-contiguous float32 array of the given shape (-1: any size from 1); TypeError or ValueError otherwise.
-Floats floats(const char* name, const py::object& object, const std::vector<int64_t>& shape) {
-  if (!py::isinstance<py::array>(object) || !py::isinstance<py::array_t<float>>(object)) {
-    const std::string was = py::isinstance<py::array>(object)
-                                ? std::string(py::str(object.attr("dtype")))
-                                : std::string(py::str(py::type::of(object).attr("__name__")));
-    throw py::type_error(std::string(name) + " must be a float32 array of shape " + shape_text(shape) + ", but was " +
-                         was);
-  }
+py::array array_of(const char* name, const py::object& object, const char* dtype, const std::vector<int64_t>& shape,
+                   int64_t least) {
+  const bool is_array = py::isinstance<py::array>(object);
+  const std::string type = is_array ? std::string(py::str(object.attr("dtype")))
+                                    : std::string(py::str(py::type::of(object).attr("__name__")));
+  if (!is_array || type != dtype)  // a byte order that is not the machine's has another name
+    throw py::type_error(std::string(name) + " must be a " + dtype + " array of shape " + shape_text(shape) +
+                         ", but was " + type);
   const py::array array = py::reinterpret_borrow<py::array>(object);
-  std::vector<int64_t> was(array.shape(), array.shape() + array.ndim());
+  const std::vector<int64_t> was(array.shape(), array.shape() + array.ndim());
   bool fits = was.size() == shape.size();
-  for (size_t i = 0; fits && i < was.size(); ++i) fits = shape[i] < 0 ? was[i] >= 1 : was[i] == shape[i];
+  for (size_t i = 0; fits && i < was.size(); ++i) fits = shape[i] < 0 ? was[i] >= least : was[i] == shape[i];
   if (!fits)
     throw py::value_error(std::string(name) + " must have shape " + shape_text(shape) + ", but had " + shape_text(was));
-  const Floats contiguous = Floats::ensure(array);  // copies where the strides are others
-  if (!contiguous) throw py::error_already_set();
-  return contiguous;
+  return array;
 }
 
 int64_t size_between(const char* name, int64_t value, int64_t least, int64_t most) {
@@ -54,18 +49,24 @@ int64_t size_between(const char* name, int64_t value, int64_t least, int64_t mos
   return value;
 }
 
-template <class T>
-T choice(const char* name, const std::string& value, const std::vector<std::pair<std::string, T>>& choices) {
-  std::string names;
-  for (const auto& [word, result] : choices) {
-    if (word == value) return result;
-    names += (names.empty() ? "'" : ", '") + word + "'";
-  }
-  throw py::value_error(std::string(name) + " must be one of " + names + ", but was '" + value + "'");
+float temperature_of(double value) {
+  if (!(value >= 0) || !std::isfinite(value))
+    throw py::value_error("temperature must be finite and at least 0, but was " + std::to_string(value));
+  return static_cast<float>(value);
 }
 
-// Far above any real model, and small enough that no product of sizes leaves 64 bits.
-constexpr int64_t kLargestSize = 1 << 16;
+}  // namespace wm
+
+namespace {
+
+using Floats = py::array_t<float, py::array::c_style>;
+
+// A C-contiguous float32 array of the given shape (-1: any size from 1); TypeError or ValueError otherwise.
+Floats floats(const char* name, const py::object& object, const std::vector<int64_t>& shape) {
+  const Floats contiguous = Floats::ensure(wm::array_of(name, object, "float32", shape));  // copies other strides
+  if (!contiguous) throw py::error_already_set();
+  return contiguous;
+}
 
 class Dream {
  public:
@@ -74,12 +75,12 @@ class Dream {
         const py::object& head_weight, const py::object& head_bias, const std::string& features,
         const py::object& squash, int64_t hidden_units, const std::string& precision, const std::string& isa) {
     wm::Weights w{};
-    w.latent = size_between("latent", latent, 1, kLargestSize);
-    w.action = size_between("action", action, 1, kLargestSize);
-    w.hidden = size_between("hidden", hidden, 1, kLargestSize);
-    w.mixtures = size_between("mixtures", mixtures, 1, kLargestSize);
-    size_between("hidden_units", hidden_units, 0, kLargestSize);
-    w.per_dim = choice<bool>("mixture", mixture, {{"shared", false}, {"per_dim", true}});
+    w.latent = wm::size_between("latent", latent, 1, wm::kLargestSize);
+    w.action = wm::size_between("action", action, 1, wm::kLargestSize);
+    w.hidden = wm::size_between("hidden", hidden, 1, wm::kLargestSize);
+    w.mixtures = wm::size_between("mixtures", mixtures, 1, wm::kLargestSize);
+    wm::size_between("hidden_units", hidden_units, 0, wm::kLargestSize);
+    w.per_dim = wm::choice<bool>("mixture", mixture, {{"shared", false}, {"per_dim", true}});
     const Floats ih = floats("weight_ih", weight_ih, {4 * hidden, latent + action});
     const Floats hh = floats("weight_hh", weight_hh, {4 * hidden, hidden});
     const Floats bi = floats("bias_ih", bias_ih, {4 * hidden}), bh = floats("bias_hh", bias_hh, {4 * hidden});
@@ -93,7 +94,7 @@ class Dream {
     w.head_bias = hb.data();
     const auto words = py::isinstance<py::str>(squash) ? std::vector<std::string>{squash.cast<std::string>()}
                                                        : squash.cast<std::vector<std::string>>();
-    const auto kind = choice<wm::Precision>(
+    const auto kind = wm::choice<wm::Precision>(
         "precision", precision,
         {{"fp32", wm::Precision::fp32}, {"bf16", wm::Precision::bf16}, {"int8", wm::Precision::int8}});
     precision_ = precision;
@@ -101,7 +102,7 @@ class Dream {
   }
 
   py::dict rollout(const py::object& params, const py::object& z0, const py::object& h0, const py::object& c0,
-                   int64_t episodes, int64_t max_steps, float temperature, uint64_t seed, const std::string& reward,
+                   int64_t episodes, int64_t max_steps, double temperature, uint64_t seed, const std::string& reward,
                    const std::string& done, bool common_random_numbers, uint64_t first_candidate, int64_t num_threads,
                    bool record) const {
     const wm::Model& m = engine_->model();
@@ -116,21 +117,19 @@ class Dream {
     plan.z = z.data();
     plan.h = h0.is_none() ? nullptr : h.data();
     plan.c = c0.is_none() ? nullptr : c.data();
-    plan.episodes = size_between("episodes", episodes, 1, std::numeric_limits<int32_t>::max());
-    plan.steps = size_between("max_steps", max_steps, 0, std::numeric_limits<int32_t>::max());
-    if (!(temperature >= 0) || !std::isfinite(temperature))
-      throw py::value_error("temperature must be finite and at least 0, but was " + std::to_string(temperature));
-    plan.temperature = temperature;
+    plan.episodes = wm::size_between("episodes", episodes, 1, int64_t{1} << 32);
+    plan.steps = wm::size_between("max_steps", max_steps, 1, std::numeric_limits<int32_t>::max());
+    plan.temperature = wm::temperature_of(temperature);
     plan.key0 = static_cast<uint32_t>(seed);
     plan.key1 = static_cast<uint32_t>(seed >> 32);
-    plan.survival = choice<bool>("reward", reward, {{"predicted", false}, {"survival", true}});
-    plan.sample_done = choice<bool>("done", done, {{"threshold", false}, {"sample", true}});
+    plan.survival = wm::choice<bool>("reward", reward, {{"predicted", false}, {"survival", true}});
+    plan.sample_done = wm::choice<bool>("done", done, {{"threshold", false}, {"sample", true}});
     plan.common_random_numbers = common_random_numbers;
     if (first_candidate + static_cast<uint64_t>(plan.candidates) > (uint64_t{1} << 32))
       throw py::value_error("first_candidate + candidates must be at most 2**32, but first_candidate was " +
                             std::to_string(first_candidate));
     plan.first_candidate = static_cast<uint32_t>(first_candidate);
-    size_between("num_threads", num_threads, 0, 4096);
+    wm::size_between("num_threads", num_threads, 0, 4096);
     const int threads = num_threads > 0 ? static_cast<int>(num_threads) : wm::available_processors();
 
     py::array_t<float> returns({plan.candidates, plan.episodes});
@@ -150,15 +149,15 @@ class Dream {
       plan.actions = make("actions", py::make_tuple(plan.steps, plan.candidates, plan.episodes, m.action));
       plan.rewards = make("rewards", py::make_tuple(plan.steps, plan.candidates, plan.episodes));
     }
-    bool complete = false;
+    wm::Work work{};
     {
       const py::gil_scoped_release released;
-      complete = engine_->rollout(plan, threads, [] {
+      work = engine_->rollout(plan, threads, [] {
         const py::gil_scoped_acquire acquired;
         return PyErr_CheckSignals() != 0;
       });
     }
-    if (!complete) throw py::error_already_set();  // the KeyboardInterrupt that the signal's handler raised
+    if (!work.complete) throw py::error_already_set();  // the KeyboardInterrupt that the signal's handler raised
 
     py::array_t<bool> failed(plan.candidates);
     for (int64_t i = 0; i < plan.candidates; ++i) {
@@ -169,6 +168,11 @@ class Dream {
     out["returns"] = returns;
     out["lengths"] = lengths;
     out["failed"] = failed;
+    py::dict counted;
+    counted["row_steps"] = work.row_steps;
+    counted["rows_in_flight"] = work.rows_in_flight;
+    counted["scratch_bytes"] = work.scratch_bytes;
+    out["work"] = counted;
     return out;
   }
 
@@ -200,7 +204,7 @@ py::array_t<uint32_t> philox(const py::array_t<uint32_t, py::array::c_style>& co
 // One of the core's elementary functions over a float32 array [n].
 py::array_t<float> map(const std::string& function, const py::object& x, const std::string& isa) {
   using wm::Function;
-  const auto which = choice<Function>("function", function,
+  const auto which = wm::choice<Function>("function", function,
                                       {{"exp", Function::exp},
                                        {"log", Function::log},
                                        {"tanh", Function::tanh},
@@ -244,21 +248,11 @@ py::dict take_laps() {
 // Multiply-adds on registers alone, on this thread, at a level and precision: how many flops that was (two each), 0
 // where the level has no instruction for it. Timed, it is the roof of every matrix product.
 int64_t multiply_adds(const std::string& precision, int64_t rounds, const std::string& isa) {
-  const std::string level = wm::choose_level(isa).name;
-  const auto which = choice<wm::Precision>(
+  const wm::Level& level = wm::choose_level(isa);
+  const auto peak = wm::choice<wm::Peak>(
       "precision", precision,
-      {{"fp32", wm::Precision::fp32}, {"bf16", wm::Precision::bf16}, {"int8", wm::Precision::int8}});
-  size_between("rounds", rounds, 0, int64_t{1} << 40);
-  wm::Peak peak = nullptr;
-#if defined(WM_X86)
-  const bool wide = level == "avx512" || level == "avx512_bf16";
-  if (which == wm::Precision::fp32) peak = wide ? wm::peak_avx512_f32 : level == "avx2" ? wm::peak_avx2_f32 : nullptr;
-  if (which == wm::Precision::bf16 && level == "avx512_bf16") peak = wm::peak_avx512_bf16;
-  if (which == wm::Precision::int8 && level == "avx512_bf16") peak = wm::peak_avx512_int8;
-#endif
-#if defined(WM_NEON)
-  if (which == wm::Precision::fp32 && level == "neon") peak = wm::peak_neon_f32;
-#endif
+      {{"fp32", level.peak_fp32}, {"bf16", level.peak_bf16}, {"int8", level.peak_int8}});
+  wm::size_between("rounds", rounds, 0, int64_t{1} << 40);
   if (peak == nullptr) return 0;
   const py::gil_scoped_release released;
   float sink = 0.0f;
@@ -291,23 +285,27 @@ PYBIND11_MODULE(_C, module) {
            py::arg("head_weight"), py::arg("head_bias"), py::arg("features"), py::arg("squash"),
            py::arg("hidden_units") = 0, py::arg("precision") = "fp32", py::arg("isa") = "auto")
       .def("rollout", &Dream::rollout, py::kw_only(), py::arg("params"), py::arg("z"), py::arg("h") = py::none(),
-           py::arg("c") = py::none(), py::arg("episodes"), py::arg("max_steps"), py::arg("temperature") = 1.0f,
+           py::arg("c") = py::none(), py::arg("episodes"), py::arg("max_steps"), py::arg("temperature") = 1.0,
            py::arg("seed") = 0, py::arg("reward") = "predicted", py::arg("done") = "threshold",
            py::arg("common_random_numbers") = true, py::arg("first_candidate") = 0, py::arg("num_threads") = 0,
            py::arg("record") = false,
            "Dream params [P, D] from starts z [N, Z], h, c [N, H]: a dict of returns [P, E], lengths [P, E], failed "
-           "[P] and, recorded, z [T, P, E, Z], actions [T, P, E, A], rewards [T, P, E].")
+           "[P], work (row_steps, rows_in_flight, scratch_bytes: wm::Work in dream.h) and, recorded, z [T, P, E, Z], "
+           "actions [T, P, E, A], rewards [T, P, E].")
       .def_property_readonly("isa", &Dream::isa)
       .def_property_readonly("precision", &Dream::precision)
       .def_property_readonly("packed_bytes", &Dream::packed_bytes);
   module.def("philox", &philox, py::arg("counters"), py::arg("seed"), py::arg("isa") = "auto");
   module.def("map", &map, py::arg("function"), py::arg("x"), py::arg("isa") = "auto");
   module.def("isa_levels", &isa_levels, "Instruction-set levels that this processor runs, slowest first.");
+  module.def("isa_levels_not_compiled", &wm::levels_not_compiled, "Levels that the compiler could not make.");
+  module.def("has_amx", &wm::has_amx, "Whether this processor has AMX, which no level uses.");
   module.def("chosen_isa", [] { return std::string(wm::choose_level("auto").name); });
   module.def("available_processors", &wm::available_processors, "CPU affinity, or the cgroup's quota if it is less.");
   module.def("compiler", &compiler);
   module.def("multiply_adds", &multiply_adds, py::arg("precision"), py::arg("rounds"), py::arg("isa") = "auto",
              "Multiply-adds on registers alone: how many flops it did; 0 where the level has no such instruction.");
+  wm::bind_mdn(module);
 #if defined(WM_PROFILE)
   module.def("take_laps", &take_laps, "Time by phase since the last call; in builds with WM_PROFILE only.");
 #endif

@@ -4,7 +4,6 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
-#include <new>
 #include <stdexcept>
 
 #include "profile.h"
@@ -14,7 +13,6 @@ namespace wm {
 namespace {
 
 constexpr int64_t kGroup = 4;
-constexpr std::align_val_t kLine{64};
 
 // Rows of a tile: enough to amortise streaming the weights from a shared cache, few enough to stay in a core's own.
 constexpr int64_t kTileRows = 48;
@@ -48,7 +46,7 @@ Squash squash_of(const std::string& word) {
 
 // The hand-out of lanes to the threads of one call.
 struct Call {
-  std::atomic<int64_t> next{0};
+  std::atomic<int64_t> next{0}, register_tiles{0};
   int64_t lanes;
   Stop* stop;
 };
@@ -77,10 +75,11 @@ bool stopped(void* context) {
   return worker.call->stop->requested(worker.polls);
 }
 
-}  // namespace
+void worked(void* context, int64_t register_tiles) {
+  static_cast<Worker*>(context)->call->register_tiles.fetch_add(register_tiles, std::memory_order_relaxed);
+}
 
-Buffer::Buffer(size_t bytes) : data_(::operator new(bytes ? bytes : 1, kLine)) { std::memset(data_, 0, bytes); }
-Buffer::~Buffer() { ::operator delete(data_, kLine); }
+}  // namespace
 
 template <class T>
 T* Engine::allocate(int64_t n) {
@@ -163,8 +162,8 @@ Engine::Engine(const Weights& w, const std::string& features, const std::vector<
   m.quantised = precision == Precision::int8;
   m.input_element = m.hidden_element = Element::f32;
   if (precision == Precision::bf16 && level.dot_bf16) m.input_element = m.hidden_element = Element::bf16;
-  if (precision == Precision::int8 && level.dot_bf16 && level.dot_int8) {
-    m.input_element = Element::bf16;
+  if (precision == Precision::int8 && level.dot_int8) {
+    m.input_element = level.dot_bf16 ? Element::bf16 : Element::f32;
     m.hidden_element = Element::int8;
   }
   m.rounded = precision != Precision::fp32 && m.input_element == Element::f32;
@@ -230,13 +229,8 @@ Engine::Engine(const Weights& w, const std::string& features, const std::vector<
   c.squash = squash_.data();
 }
 
-bool Engine::rollout(const Plan& plan, int threads, const std::function<bool()>& interrupted) const {
+Work Engine::rollout(const Plan& plan, int threads, const std::function<bool()>& interrupted) const {
   const int64_t lanes = plan.candidates * plan.episodes;
-  if (plan.steps == 0) {
-    std::fill_n(plan.returns, lanes, 0.0f);
-    std::fill_n(plan.lengths, lanes, 0);
-    return true;
-  }
   const int64_t tiles = blocks_of(lanes, level_.rows);
   const int64_t workers = std::max<int64_t>(1, std::min<int64_t>(threads, tiles));
   // As many rounds as tiles of the largest size would take, and those as even as they can be.
@@ -244,23 +238,25 @@ bool Engine::rollout(const Plan& plan, int threads, const std::function<bool()>&
   const int64_t rows = blocks_of(lanes, workers * rounds);
 
   const Job job{model_, controller_, plan};
+  const size_t bytes = level_.scratch_bytes(job, rows);
   Stop stop(interrupted);
   Call call;
   call.lanes = lanes;
   call.stop = &stop;
   run_threads(static_cast<int>(workers), stop, [&](int thread) {
-    const Buffer scratch(level_.scratch_bytes(job, rows));
+    const Buffer scratch(bytes);
 #if defined(WM_PROFILE)
     LapBook laps(thread);
     Worker worker{&call, thread == 0, &laps};
-    const Hooks hooks{&worker, next_lane, stopped, lap};
+    const Hooks hooks{&worker, next_lane, stopped, worked, lap};
 #else
     Worker worker{&call, thread == 0};
-    const Hooks hooks{&worker, next_lane, stopped};
+    const Hooks hooks{&worker, next_lane, stopped, worked};
 #endif
     level_.rollout(job, hooks, scratch.data(), rows);
   });
-  return !stop.stopped();
+  return {!stop.stopped(), call.register_tiles.load() * level_.rows, workers * rows,
+          workers * static_cast<int64_t>(bytes)};
 }
 
 }  // namespace wm

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "buffer.h"
 #include "job.h"
 
 namespace wm {
@@ -28,17 +29,12 @@ struct Weights {
   }
 };
 
-// Memory aligned to a cache line, zeroed.
-class Buffer {
- public:
-  explicit Buffer(size_t bytes);
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  ~Buffer();
-  void* data() const { return data_; }
-
- private:
-  void* data_;
+// What a call did, and with how much memory beside the packed weights and its results.
+struct Work {
+  bool complete;           // false if `interrupted` said so; the results are then incomplete
+  int64_t row_steps;       // steps of rows, as if a register tile filled in part cost as much as a full one
+  int64_t rows_in_flight;  // rollouts that there was room for at a time
+  int64_t scratch_bytes;   // of all threads together
 };
 
 class Engine {
@@ -52,8 +48,8 @@ class Engine {
   int64_t params_size() const { return controller_.size; }
   int64_t packed_bytes() const { return packed_bytes_; }
 
-  // Dreams every lane of the plan. False if `interrupted` said so; the results are then incomplete.
-  bool rollout(const Plan& plan, int threads, const std::function<bool()>& interrupted) const;
+  // Dreams every lane of the plan.
+  Work rollout(const Plan& plan, int threads, const std::function<bool()>& interrupted) const;
 
  private:
   template <class T>

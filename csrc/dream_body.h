@@ -10,6 +10,7 @@
 #include <time.h>
 #endif
 
+#include "arena.h"
 #include "job.h"
 #include "lstm.h"
 #include "mdn.h"
@@ -47,18 +48,6 @@ inline Layout layout_of(const Job& job) {
   l.noise_row = 2 * l.block_room + 2 * kWidth;
   return l;
 }
-
-// Hands out aligned pieces of one block of memory; with no memory it only counts.
-struct Arena {
-  char* base;
-  size_t used;
-  template <class T>
-  T* take(int64_t n) {
-    T* p = base ? reinterpret_cast<T*>(base + used) : nullptr;
-    used += (static_cast<size_t>(n) * sizeof(T) + 63) / 64 * 64;
-    return p;
-  }
-};
 
 template <class Mode>
 struct Tile {
@@ -201,9 +190,10 @@ class Dream {
       begin(live, lane);
     }
     start_laps(hooks);
-    while (live > 0) {
-      if (hooks.stopped(hooks.context)) return;
+    int64_t register_tiles = 0;
+    while (live > 0 && !hooks.stopped(hooks.context)) {
       const int64_t rows_now = live;
+      register_tiles += (rows_now + kRows - 1) / kRows;
       for (int64_t row = 0; row < live; ++row) act(row);
       lap(wm::Phase::controller, rows_now);
       gates(live);
@@ -222,6 +212,7 @@ class Dream {
       }
       lap(wm::Phase::ends, rows_now);
     }
+    hooks.worked(hooks.context, register_tiles);
   }
 
  private:
@@ -249,11 +240,7 @@ class Dream {
 #endif
 
   void prepare() {
-    const float tau = plan_.temperature;
-    const float largest_float = 3.40282347e+38f;
-    temperature_.zero = tau == 0.0f;
-    temperature_.inverse = tau * largest_float > 1.0f ? 1.0f / tau : largest_float;
-    temperature_.root = __builtin_sqrtf(tau);
+    temperature_ = temperature_of(plan_.temperature);
     for (int64_t i = 0; i < layout_.block_room; ++i) tile_.blocks[i] = static_cast<uint32_t>(i);
     if (plan_.sample_done) tile_.blocks[layout_.done_at] = static_cast<uint32_t>(2 * layout_.normal_blocks);
     for (int64_t i = 0; i < 2 * layout_.unit_row; ++i) tile_.units[i] = 0.0f;
@@ -440,22 +427,10 @@ class Dream {
         plan_.common_random_numbers ? 0 : plan_.first_candidate + static_cast<uint32_t>(lane / plan_.episodes);
     const U step = set1(static_cast<uint32_t>(tile_.step[row]));
     const U episode = set1(static_cast<uint32_t>(lane % plan_.episodes)), who = set1(candidate);
-    for (int64_t i = 0; i < layout_.block_room; i += kWidth) {
-      const Words w = philox(load(tile_.blocks + i), step, episode, who, plan_.key0, plan_.key1);
-      const Pair first = interleave(unit(w.w0), unit(w.w2)), second = interleave(unit(w.w1), unit(w.w3));
-      store(tile_.u_first + 2 * i, first.low);
-      store(tile_.u_first + 2 * i + kWidth, first.high);
-      store(tile_.u_second + 2 * i, second.low);
-      store(tile_.u_second + 2 * i + kWidth, second.high);
-    }
+    step_uniforms(tile_.blocks, layout_.block_room, step, episode, who, plan_.key0, plan_.key1, tile_.u_first,
+                  tile_.u_second);
     if (plan_.sample_done) tile_.u_end[row] = tile_.u_first[2 * layout_.done_at];
-    float* z = state(1, row);
-    for (int64_t i = 0; 2 * i < model_.latent; i += kWidth) {
-      const Pair n = box_muller(load(tile_.u_first + i), load(tile_.u_second + i));
-      const Pair dims = interleave(n.low, n.high);
-      store(z + 2 * i, dims.low);
-      if (2 * i + kWidth < model_.latent) store(z + 2 * i + kWidth, dims.high);
-    }
+    step_normals(tile_.u_first, tile_.u_second, model_.latent, state(1, row));
   }
 
   void mixture(int64_t live) {
@@ -494,12 +469,9 @@ class Dream {
   void draw_row_per_dim(int64_t row) {
     float *z = state(1, row), *head = tile_.head + row * layout_.head_row;
     for (int64_t block = 0; block < model_.latent_blocks; ++block) {
-      // Dimension d takes word d mod 4: back in order from the two interleaved halves.
-      const int64_t at = 2 * layout_.choice_at + block / 2 * kWidth;
-      const Pair u = interleave(load(tile_.u_first + at), load(tile_.u_second + at));
       float* out = z + block * kWidth;
-      store(out, draw_per_dim(head + block * 3 * model_.mixtures * kWidth, model_.mixtures,
-                              block % 2 ? u.high : u.low, load(out), temperature_));
+      const F u = choice_uniforms(tile_.u_first, tile_.u_second, layout_.choice_at, block);
+      store(out, draw_per_dim(head + block * 3 * model_.mixtures * kWidth, model_.mixtures, u, load(out), temperature_));
     }
   }
 
@@ -577,6 +549,8 @@ void rollout(const Job& job, const Hooks& hooks, void* scratch, int64_t rows) {
 #if defined(__AVX512VNNI__) && defined(__AVX512BF16__)
   if (m.hidden_element == Element::int8) return run_mode<Int8>(job, hooks, scratch, rows);
   if (m.hidden_element == Element::bf16) return run_mode<Bf16>(job, hooks, scratch, rows);
+#elif defined(__AVX512VNNI__)
+  if (m.hidden_element == Element::int8) return run_mode<Int8FloatInput>(job, hooks, scratch, rows);
 #endif
   if (m.quantised) return run_mode<Int8AsFloat>(job, hooks, scratch, rows);
   if (m.rounded) return run_mode<Bf16AsFloat>(job, hooks, scratch, rows);

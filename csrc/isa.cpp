@@ -2,6 +2,9 @@
 
 #include <cstdlib>
 #include <stdexcept>
+#if defined(WM_X86)
+#include <cpuid.h>
+#endif
 
 namespace wm {
 
@@ -10,18 +13,53 @@ std::vector<const Level*> available_levels() {
 #if defined(WM_X86)
   // The compiler's probe looks at CPUID and at what the operating system saves (XGETBV).
   __builtin_cpu_init();
+#endif
+#if defined(WM_LEVEL_AVX2)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (avx2) levels.push_back(&level_avx2);
+#endif
+#if defined(WM_LEVEL_AVX512)
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx2) levels.push_back(&level_avx2);
   if (avx512) levels.push_back(&level_avx512);
-  if (avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni"))
-    levels.push_back(&level_avx512_bf16);
 #endif
-#if defined(WM_NEON)
+#if defined(WM_LEVEL_AVX512_VNNI)
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  if (vnni) levels.push_back(&level_avx512_vnni);
+#endif
+#if defined(WM_LEVEL_AVX512_BF16)
+  if (vnni && __builtin_cpu_supports("avx512bf16")) levels.push_back(&level_avx512_bf16);
+#endif
+#if defined(WM_LEVEL_NEON)
   levels.push_back(&level_neon);
 #endif
   return levels;
+}
+
+std::vector<std::string> levels_not_compiled() {
+  std::vector<std::string> names;
+#if defined(WM_X86) && !defined(WM_LEVEL_AVX2)
+  names.emplace_back("avx2");
+#endif
+#if defined(WM_X86) && !defined(WM_LEVEL_AVX512)
+  names.emplace_back("avx512");
+#endif
+#if defined(WM_X86) && !defined(WM_LEVEL_AVX512_VNNI)
+  names.emplace_back("avx512_vnni");
+#endif
+#if defined(WM_X86) && !defined(WM_LEVEL_AVX512_BF16)
+  names.emplace_back("avx512_bf16");
+#endif
+  return names;
+}
+
+bool has_amx() {
+#if defined(WM_X86)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d >> 24 & 1u) != 0;
+#else
+  return false;
+#endif
 }
 
 const Level& choose_level(const std::string& name) {

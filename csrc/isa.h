@@ -11,6 +11,12 @@ namespace wm {
 // Levels that this processor runs, slowest first. `scalar` is always there.
 std::vector<const Level*> available_levels();
 
+// Levels of this kind of processor that the compiler could not make.
+std::vector<std::string> levels_not_compiled();
+
+// Whether this processor has matrix tiles (AMX), which no level uses.
+bool has_amx();
+
 // The level called `name`, or the best one for "auto" (then the environment variable WM_ENGINE_ISA decides, if set).
 // std::invalid_argument if the name is unknown or the processor cannot run it.
 const Level& choose_level(const std::string& name);

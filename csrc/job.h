@@ -77,32 +77,56 @@ struct Hooks {
   void* context;
   int64_t (*next_lane)(void* context);  // the next lane to dream, or -1
   bool (*stopped)(void* context);       // asked once a step of the tile
+  // Told at the end how many register tiles were filled in all steps, in part or wholly.
+  void (*worked)(void* context, int64_t register_tiles);
 #if defined(WM_PROFILE)
   void (*lap)(void* context, Phase phase, int64_t rows, int64_t began, int64_t ended);  // nanoseconds
 #endif
 };
 
+// A float tensor [B, C or Z, K] as it lies in memory: its strides in floats, any of which may be 0 or negative.
+struct View {
+  const float* data;
+  int64_t row, dim, component;
+};
+
+// B heads apart from any dream, for the mixture's loss, its gradients and its draws. Outputs are contiguous.
+struct Heads {
+  int64_t rows, latent, mixtures;
+  bool per_dim;
+  View logits;           // [B, 1 or Z, K]
+  View means, log_stds;  // [B, Z, K]
+  View target;           // [B, Z]
+  View grad;             // [B], of the loss
+  float* nll;            // [B]
+  float *to_logits, *to_means, *to_log_stds, *to_target;  // the gradients, of the inputs' shapes
+  const int64_t* counters;  // [B, 3]: step, episode, candidate of a draw
+  uint32_t key0, key1;
+  float temperature;
+  float* z;              // [B, Z], drawn
+};
+enum class HeadTask : int { nll, gradients, draw };
+
 enum class Function : int { exp, log, tanh, sigmoid, cos_turn, sin_turn };
+
+// As peak.h has them: multiply-adds on registers alone, and how many flops they were.
+typedef int64_t (*Peak)(int64_t rounds, float* sink);
 
 struct Level {
   const char* name;
   int64_t width;  // floats a vector
   int64_t rows;   // rows of a register tile
   bool dot_bf16, dot_int8;
+  Peak peak_fp32, peak_bf16, peak_int8;  // null where the level has no instruction for it
   size_t (*scratch_bytes)(const Job& job, int64_t rows);
   void (*rollout)(const Job& job, const Hooks& hooks, void* scratch, int64_t rows);
   void (*map)(Function function, const float* x, float* y, int64_t n);
   void (*philox)(const uint32_t* counters, uint32_t key0, uint32_t key1, uint32_t* words, int64_t n);
+  size_t (*heads_scratch)(const Heads& heads);
+  void (*heads)(HeadTask task, const Heads& heads, void* scratch, int64_t first, int64_t end);  // rows first .. end - 1
 };
 
-extern const Level level_scalar;
-#if defined(WM_X86)
-extern const Level level_avx2;
-extern const Level level_avx512;
-extern const Level level_avx512_bf16;
-#endif
-#if defined(WM_NEON)
-extern const Level level_neon;
-#endif
+// Those that the compiler could make are defined (CMakeLists.txt).
+extern const Level level_scalar, level_avx2, level_avx512, level_avx512_vnni, level_avx512_bf16, level_neon;
 
 }  // namespace wm

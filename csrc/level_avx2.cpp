@@ -2,8 +2,11 @@
 #include "simd_avx2.h"
 
 #include "dream_body.h"
+#include "mdn_body.h"
+#include "peak.h"
 
 namespace wm {
-extern const Level level_avx2 = {"avx2", kWidth, kRows, false, false,
-                                  scratch_bytes, rollout, map, philox_words};
+extern const Level level_avx2 = {
+    "avx2", kWidth, kRows, false, false, peak_avx2_f32, nullptr, nullptr,
+    scratch_bytes, rollout, map, philox_words, heads_scratch, run_heads};
 }

@@ -2,8 +2,11 @@
 #include "simd_avx512.h"
 
 #include "dream_body.h"
+#include "mdn_body.h"
+#include "peak.h"
 
 namespace wm {
-extern const Level level_avx512 = {"avx512", kWidth, kRows, false, false,
-                                  scratch_bytes, rollout, map, philox_words};
+extern const Level level_avx512 = {
+    "avx512", kWidth, kRows, false, false, peak_avx512_f32, nullptr, nullptr,
+    scratch_bytes, rollout, map, philox_words, heads_scratch, run_heads};
 }

@@ -2,8 +2,11 @@
 #include "simd_portable.h"
 
 #include "dream_body.h"
+#include "mdn_body.h"
+#include "peak.h"
 
 namespace wm {
-extern const Level level_neon = {"neon", kWidth, kRows, false, false,
-                                  scratch_bytes, rollout, map, philox_words};
+extern const Level level_neon = {
+    "neon", kWidth, kRows, false, false, peak_neon_f32, nullptr, nullptr,
+    scratch_bytes, rollout, map, philox_words, heads_scratch, run_heads};
 }

@@ -2,8 +2,10 @@
 #include "simd_portable.h"
 
 #include "dream_body.h"
+#include "mdn_body.h"
 
 namespace wm {
-extern const Level level_scalar = {"scalar", kWidth, kRows, false, false,
-                                  scratch_bytes, rollout, map, philox_words};
+extern const Level level_scalar = {
+    "scalar", kWidth, kRows, false, false, nullptr, nullptr, nullptr,
+    scratch_bytes, rollout, map, philox_words, heads_scratch, run_heads};
 }

@@ -53,6 +53,12 @@ struct Int8 {
   typedef uint8_t Hid;
   static constexpr bool kCopies = true, kQuantised = true;
 };
+// Where there is no dot product of bf16: z and a are rounded to it, but multiplied as floats.
+struct Int8FloatInput {
+  typedef float In;
+  typedef uint8_t Hid;
+  static constexpr bool kCopies = true, kQuantised = true;
+};
 struct Int8AsFloat {
   typedef float In;
   typedef float Hid;

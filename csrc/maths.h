@@ -1,4 +1,4 @@
-// Elementary functions on vectors of floats. A NaN comes out as a NaN from every one of them.
+// Elementary functions on vectors of floats. A NaN comes out as a NaN from every one of them but the logarithm.
 //
 // The coefficients are our own weighted least-squares fits in float64, iterated towards the minimax error. The stated
 // largest errors, in units in the last place, are checked by tests/test_native.py against float64 on every level.

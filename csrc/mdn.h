@@ -13,11 +13,18 @@ struct Temperature {
   float root;
 };
 
+inline Temperature temperature_of(float tau) {
+  const float largest_float = 3.40282347e+38f;
+  return {tau == 0.0f, tau * largest_float > 1.0f ? 1.0f / tau : largest_float, __builtin_sqrtf(tau)};
+}
+
 // The log deviation's range, in training as in sampling.
 constexpr float kLogStdLow = -7.0f, kLogStdHigh = 7.0f;
 
+inline F clamped_log_std(F log_std) { return not_below(at_most(log_std, set1(kLogStdHigh)), set1(kLogStdLow)); }
+
 inline F draw(F mean, F log_std, F normal, float root_temperature) {
-  const F deviation = exponential(not_below(at_most(log_std, set1(kLogStdHigh)), set1(kLogStdLow)));
+  const F deviation = exponential(clamped_log_std(log_std));
   return fma(deviation * set1(root_temperature), normal, mean);
 }
 

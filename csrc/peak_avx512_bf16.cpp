@@ -10,11 +10,3 @@ int64_t wm::peak_avx512_bf16(int64_t rounds, float* sink) {
       [=](__m512 x) { return _mm512_dpbf16_ps(x, pairs, pairs); },
       [](__m512 x) { return _mm512_cvtss_f32(x); });
 }
-
-int64_t wm::peak_avx512_int8(int64_t rounds, float* sink) {
-  const __m512i bytes = _mm512_set1_epi8(1);
-  return run_chains(
-      rounds, sink, 128, [](int n) { return _mm512_set1_epi32(n); },
-      [=](__m512i x) { return _mm512_dpbusd_epi32(x, bytes, bytes); },
-      [](__m512i x) { return static_cast<float>(_mm_cvtsi128_si32(_mm512_castsi512_si128(x))); });
-}

@@ -35,4 +35,36 @@ inline Pair box_muller(F u1, F u2) {
   return {radius * angle.low, radius * angle.high};
 }
 
+// The uniforms of one step of one rollout from `n` blocks, a whole number of vectors: words 0 and 2 of the blocks in turn
+// in `first` [2n], words 1 and 3 in `second` [2n].
+inline void step_uniforms(const uint32_t* blocks, int64_t n, U step, U episode, U candidate, uint32_t k0, uint32_t k1,
+                          float* first, float* second) {
+  for (int64_t i = 0; i < n; i += kWidth) {
+    const Words w = philox(load(blocks + i), step, episode, candidate, k0, k1);
+    const Pair even = interleave(unit(w.w0), unit(w.w2)), odd = interleave(unit(w.w1), unit(w.w3));
+    store(first + 2 * i, even.low);
+    store(first + 2 * i + kWidth, even.high);
+    store(second + 2 * i, odd.low);
+    store(second + 2 * i + kWidth, odd.high);
+  }
+}
+
+// The normals of `latent` dimensions, whole vectors of them, from the uniforms of blocks 0, 1, ...
+inline void step_normals(const float* first, const float* second, int64_t latent, float* z) {
+  for (int64_t i = 0; 2 * i < latent; i += kWidth) {
+    const Pair n = box_muller(load(first + i), load(second + i));
+    const Pair dims = interleave(n.low, n.high);
+    store(z + 2 * i, dims.low);
+    if (2 * i + kWidth < latent) store(z + 2 * i + kWidth, dims.high);
+  }
+}
+
+// The uniforms that choose for the block-th vector of dimensions, where block `choice_at` of the step's list is the
+// choice's first: dimension d takes word d mod 4, so the interleaved halves go back in order.
+inline F choice_uniforms(const float* first, const float* second, int64_t choice_at, int64_t block) {
+  const int64_t at = 2 * choice_at + block / 2 * kWidth;
+  const Pair u = interleave(load(first + at), load(second + at));
+  return block % 2 ? u.high : u.low;
+}
+
 }  // namespace

@@ -23,6 +23,15 @@ sys.path.insert(0, str(TESTS))
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+def pytest_sessionstart() -> None:
+    """Where the C++ core is required, its absence fails the run: the tests that need it would only be skipped."""
+    from wm_engine.core import core
+
+    module, reason = core()
+    if module is None and os.environ.get("WM_ENGINE_REQUIRE_CPP", "0") not in ("", "0"):
+        pytest.exit(f"WM_ENGINE_REQUIRE_CPP is set, but {reason}", returncode=1)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Leave the repository: `python -c`, as tests start it, would find the source folder in the current one."""

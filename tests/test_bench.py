@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 
 from wm_engine import DreamEngine
-from wm_engine.bench import dreams, guard, history, plots, profile_cpu, rivals, roofs, tables
+from wm_engine.bench import cpu, dreams, guard, history, plots, profile_cpu, rivals, roofs, tables
 from wm_engine.bench import measure as measure_module
 from wm_engine.bench.check import STEPS, WrongResultError, check, check_values, compare
 from wm_engine.bench.commands import bench, profile
@@ -237,6 +237,28 @@ def test_the_command_measures_plots_and_remembers(monkeypatch, tmp_path):
     )
     assert shown.exit_code == 0, shown.output
     assert (tmp_path / "h.png").stat().st_size > 0
+
+
+def test_the_cpu_s_table_has_every_mixture_peer_and_thread_ratio(monkeypatch, tmp_path, capsys):
+    if cpu.CppBackend.available()[0] is False:
+        pytest.skip(cpu.CppBackend.available()[1])
+    monkeypatch.setattr(dreams, "_RUN_SECONDS", 0.01)
+    monkeypatch.setattr(cpu, "_PEERS", ("torch eager, batched fp32",))  # compiling takes a minute
+    assert cpu.main(["--rounds", "1", "-P", "16", "-E", "4", "-T", "3", "-H", "64", "--out", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = next(i for i, line in enumerate(lines) if "threads x 1" in line)
+    rows = [line.split() for line in lines[at + 1 : at + 7]]
+    assert [row[:2] for row in rows] == [[m, p] for m in MIXTURES for p in ("fp32", "bf16", "int8")]
+    assert all(float(value) > 0.0 for row in rows for value in row[2:])
+    assert {len(row) for row in rows} == {4}
+    written = json.loads((tmp_path / "cpu.json").read_text())["rows"]
+    assert {row["kind"] for row in written} == {"engine", "peer", "one thread", "ceiling"}
+
+
+def test_the_cpu_s_table_needs_the_core(monkeypatch, capsys):
+    monkeypatch.setattr(cpu.CppBackend, "available", staticmethod(lambda: (False, "not built, because")))
+    assert cpu.main([]) == 2
+    assert "not built, because" in capsys.readouterr().err
 
 
 def test_nothing_to_time_is_an_error_of_use():

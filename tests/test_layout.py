@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "wm_engine"
 
-INFRASTRUCTURE = ("errors", "settings", "checks", "machine", "progress", "runs", "records", "training")
+INFRASTRUCTURE = ("errors", "settings", "checks", "machine", "core", "progress", "runs", "records", "training")
 PARTS = (
     "rng",
     "envs",

@@ -15,9 +15,10 @@ from checker import check
 from oracle import Oracle
 
 from wm_engine import MDNRNN, ControllerSpec, DreamEngine, Starts
+from wm_engine.core import core
 from wm_engine.dream import cpp_backend
 
-CORE, REASON = cpp_backend._core()
+CORE, REASON = core()
 needs_core = pytest.mark.skipif(CORE is None, reason=REASON or "built")
 LEVELS = CORE.isa_levels() if CORE is not None else []
 PRECISIONS = cpp_backend.CppBackend.PRECISIONS
@@ -184,17 +185,3 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_dreams_on() -> None:
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], timeout=120, check=False).returncode == 0
-
-
-def test_a_missing_core_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wm_engine._C", None)
-    cpp_backend._core.cache_clear()
-    try:
-        there, reason = cpp_backend.CppBackend.available()
-        assert not there
-        assert "was not built" in reason
-        assert "C++17 compiler" in reason
-        with pytest.raises(RuntimeError, match="backend 'cpp' is not available here: the C\\+\\+ core was not built"):
-            World("shared").dream(episodes=1, max_steps=1)
-    finally:
-        cpp_backend._core.cache_clear()

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import json
-from importlib import resources
-from types import ModuleType
 from typing import ClassVar
 
 import numpy as np
@@ -14,25 +9,10 @@ import torch
 from torch import Tensor
 
 from wm_engine.controller import ControllerSpec
+from wm_engine.core import core
 from wm_engine.dream.types import DreamOutput, RolloutPlan, Starts
 from wm_engine.machine import available_cpus
 from wm_engine.memory.model import MDNRNN
-
-_REMEDY = "install a C++17 compiler and Python's headers, then install wm_engine again"
-
-
-@functools.cache
-def _core() -> tuple[ModuleType | None, str]:
-    """The compiled core, or None and why it is missing."""
-    try:
-        return importlib.import_module("wm_engine._C"), ""
-    except ImportError as error:
-        try:
-            info = json.loads((resources.files("wm_engine") / "_build_info.json").read_text(encoding="utf-8"))
-            reason = info["reason"] or str(error)
-        except (OSError, ValueError, KeyError):
-            reason = str(error)
-        return None, f"the C++ core was not built ({reason}); {_REMEDY}"
 
 
 class CppBackend:
@@ -56,12 +36,12 @@ class CppBackend:
     def __init__(
         self, m: MDNRNN, c: ControllerSpec, device: torch.device, precision: str, num_threads: int | None = None
     ) -> None:
-        core, reason = _core()
-        if core is None:
+        module, reason = core()
+        if module is None:
             raise RuntimeError(reason)
         self._num_threads = available_cpus() if num_threads is None else num_threads
         weights = {name.rpartition(".")[2].removesuffix("_l0"): _array(w) for name, w in m.lstm.state_dict().items()}
-        self._dream = core.Dream(
+        self._dream = module.Dream(
             latent=m.latent,
             action=m.action,
             hidden=m.hidden,
@@ -79,16 +59,21 @@ class CppBackend:
     @staticmethod
     def available() -> tuple[bool, str]:
         """Whether the core is here; the reason and the remedy where it is not."""
-        core, reason = _core()
-        return core is not None, reason
+        module, reason = core()
+        return module is not None, reason
 
     @staticmethod
     def describe() -> str:
         """The core's instruction-set levels, the one it takes, and its compiler, in words."""
-        core, reason = _core()
-        if core is None:
+        module, reason = core()
+        if module is None:
             return reason
-        return f"{core.chosen_isa()} of {', '.join(core.isa_levels())}; built by {core.compiler()}"
+        words = [f"{module.chosen_isa()} of {', '.join(module.isa_levels())}", f"built by {module.compiler()}"]
+        if module.isa_levels_not_compiled():
+            words.append(f"without {', '.join(module.isa_levels_not_compiled())}, which that compiler does not know")
+        if module.has_amx():
+            words.append("this processor's AMX is not used")
+        return "; ".join(words)
 
     def rollout(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
         """See :class:`wm_engine.dream.types.Backend`."""
@@ -108,6 +93,7 @@ class CppBackend:
             num_threads=self._num_threads,
             record=plan.record,
         )
+        del out["work"]
         return DreamOutput(**{name: torch.from_numpy(value) for name, value in out.items()})
 
 

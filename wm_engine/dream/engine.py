@@ -23,6 +23,7 @@ from wm_engine.rng import key_words
 
 _log = logging.getLogger(__name__)
 _COUNTER_LIMIT = 1 << 32
+_MOST_STEPS = (1 << 31) - 1  # lengths are int32
 
 
 @dataclass(frozen=True)
@@ -165,11 +166,13 @@ class DreamEngine:
         )
         key_words(plan.seed)
         last = plan.first_candidate + params.shape[0]
-        if max(last, plan.episodes, plan.max_steps) > _COUNTER_LIMIT:
+        if max(last, plan.episodes) > _COUNTER_LIMIT:
             raise ValueError(
-                "candidates, episodes and steps must fit the 32-bit counters of the random-number contract, but were "
-                f"{last}, {plan.episodes} and {plan.max_steps}"
+                "candidates and episodes must fit the 32-bit counters of the random-number contract, but were "
+                f"{last} and {plan.episodes}"
             )
+        if plan.max_steps > _MOST_STEPS:
+            raise ValueError(f"max_steps must be at most {_MOST_STEPS}, but was {plan.max_steps}")
         return self._backend.rollout(params.detach(), starts, plan)
 
 

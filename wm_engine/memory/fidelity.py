@@ -11,7 +11,8 @@ from torch import Tensor
 
 from wm_engine.memory.model import MDNRNN
 from wm_engine.memory.sequences import SequenceBatch, burnt_in, whole_episodes
-from wm_engine.ops.mdn import MixtureHead, mdn_nll, mdn_sample
+from wm_engine.ops.mdn import MixtureHead, mdn_sample
+from wm_engine.ops.registered import mdn_nll
 from wm_engine.training import keyed_generator
 from wm_engine.vision.latents import Latents
 

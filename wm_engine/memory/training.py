@@ -14,7 +14,8 @@ from torch import Tensor
 from wm_engine.memory.fidelity import one_step_errors
 from wm_engine.memory.model import MDNRNN
 from wm_engine.memory.sequences import SequenceBatch, gather, schedule
-from wm_engine.ops.mdn import MixtureHead, mdn_nll
+from wm_engine.ops.mdn import MixtureHead
+from wm_engine.ops.registered import mdn_nll
 from wm_engine.records import Recorder
 from wm_engine.runs import Checkpoints, tensors_fingerprint
 from wm_engine.training import Loss, TrainingSettings, fit, keyed_generator

@@ -1,8 +1,10 @@
 """The mixture's loss and sampling as PyTorch operators: one name each, an implementation for each kind of device.
 
-``wm_engine::mdn_nll``, its backward and ``wm_engine::mdn_sample`` are known to autograd and ``torch.compile``. The
-torch references answer wherever nothing faster is registered: on CUDA devices the Triton kernels do, where Triton is
-installed and they take the sizes and the dtype.
+``wm_engine::mdn_nll``, its backward and ``wm_engine::mdn_sample`` are known to autograd and ``torch.compile``. On CPUs
+the C++ core answers for float32, where it was built; on CUDA devices the Triton kernels do, where Triton is installed
+and they take the sizes and the dtype. The torch references answer for everything else, float64 among it: there
+precision is what is asked for, not speed. Every row is computed alone, so results do not depend on the batch or on the
+number of threads.
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from wm_engine import kernels
+from wm_engine.core import core
 from wm_engine.ops import mdn
 from wm_engine.rng import key_words, numbers, philox_torch
 
@@ -151,6 +155,52 @@ def _sample(logits: Tensor, means: Tensor, log_stds: Tensor, counters: Tensor, s
 @_sample.register_fake
 def _(logits: Tensor, means: Tensor, log_stds: Tensor, counters: Tensor, seed: int, temperature: float) -> Tensor:
     return means.new_empty(means.shape[:-1])
+
+
+@_nll.register_kernel("cpu")
+def _nll_cpu(logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor) -> Tensor:
+    native = _core_for(logits, means, log_stds, target)
+    if native is None:
+        return mdn.mdn_nll(logits, means, log_stds, target)
+    out = target.new_empty(target.shape[0])
+    native.mdn_nll(*_arrays(logits, means, log_stds, target, out), num_threads=torch.get_num_threads())
+    return out
+
+
+@_nll_backward.register_kernel("cpu")
+def _nll_backward_cpu(
+    grad: Tensor, logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    native = _core_for(grad, logits, means, log_stds, target)
+    if native is None:
+        return _reference_gradients(grad, logits, means, log_stds, target)
+    to_logits, to_means, to_log_stds, to_target = (x.new_empty(x.shape) for x in (logits, means, log_stds, target))
+    arrays = _arrays(grad, logits, means, log_stds, target, to_logits, to_means, to_log_stds, to_target)
+    native.mdn_nll_backward(*arrays, num_threads=torch.get_num_threads())
+    return to_logits, to_means, to_log_stds, to_target
+
+
+@_sample.register_kernel("cpu")
+def _sample_cpu(
+    logits: Tensor, means: Tensor, log_stds: Tensor, counters: Tensor, seed: int, temperature: float
+) -> Tensor:
+    native = _core_for(logits, means, log_stds)
+    if native is None:
+        return _reference_sample(logits, means, log_stds, counters, seed, temperature)
+    out = means.new_empty(means.shape[:-1])
+    *parts, words, z = _arrays(logits, means, log_stds, counters, out)
+    native.mdn_sample(*parts, words, seed % (1 << 64), temperature, z, num_threads=torch.get_num_threads())
+    return out
+
+
+def _core_for(*tensors: Tensor) -> Any:
+    """The C++ core where it was built and all of these are float32, or None."""
+    return core()[0] if all(tensor.dtype == torch.float32 for tensor in tensors) else None
+
+
+def _arrays(*tensors: Tensor) -> list[np.ndarray]:
+    """Tensors on the CPU as arrays that share their memory."""
+    return [tensor.detach().resolve_neg().numpy() for tensor in tensors]
 
 
 @_nll.register_kernel("cuda")
