@@ -7,13 +7,13 @@ from toy_env import ToyEnv
 
 import wm_engine.evaluate as evaluation
 from wm_engine.agent import Agent
-from wm_engine.collect import Trajectory
 from wm_engine.controller import ControllerSpec
 from wm_engine.envs import EnvSettings
 from wm_engine.errors import StorageError
 from wm_engine.evaluate import EvaluateSettings, Scores, evaluate_agent, evaluate_random, record_video
 from wm_engine.memory.model import MDNRNN
 from wm_engine.vision.model import VAE
+from wm_engine.waves import Trajectory
 
 
 @pytest.fixture(scope="module")

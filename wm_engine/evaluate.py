@@ -13,13 +13,14 @@ import numpy as np
 from pydantic import Field
 
 from wm_engine.agent import Agent
-from wm_engine.collect import BrownianPolicy, Policy, Trajectory, UniformPolicy, drive
+from wm_engine.collect import BrownianPolicy, UniformPolicy
 from wm_engine.envs import BatchedEnv, EnvSettings, Step, check_seeds, make_env
 from wm_engine.errors import StorageError
 from wm_engine.machine import one_torch_thread
 from wm_engine.progress import track
 from wm_engine.runs import storage_errors
 from wm_engine.settings import Section
+from wm_engine.waves import Policy, Trajectory, drive
 
 FRAMES_PER_SECOND = 50  # CarRacing's own clock
 

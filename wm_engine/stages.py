@@ -165,6 +165,7 @@ def _collect(current: Round) -> None:
         iteration=current.index,
         agent=agent,
         recorder=current.recorder,
+        fleet=current.fleet,
     )
 
 
@@ -186,6 +187,7 @@ def _collect_by_evolution(current: Round, store: RolloutStore) -> None:
         seed=current.seed("collect"),
         device=current.device,
         precision=current.config.vision.precision,
+        fleet=current.fleet,
         store=store,
         store_episodes=_KEPT_A_GENERATION,
         iteration=current.index,
