@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ def parts() -> tuple[VAE, MDNRNN, ControllerSpec]:
 
 
 @pytest.fixture
-def toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ToyEnv]]:
+def toys(monkeypatch: pytest.MonkeyPatch) -> list[ToyEnv]:
     made: list[ToyEnv] = []
 
     def make(settings: EnvSettings, lanes: int, max_steps: int) -> ToyEnv:
@@ -40,7 +39,7 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ToyEnv]]:
         return made[-1]
 
     monkeypatch.setattr(waves, "make_env", make)
-    yield made
+    return made
 
 
 def contents(path: Path) -> dict[str, bytes]:

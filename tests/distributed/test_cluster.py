@@ -17,7 +17,8 @@ import pytest
 import torch
 from world import World
 
-from wm_engine import DreamEngine
+from wm_engine import ControllerSpec, DreamEngine
+from wm_engine.config import make_config
 from wm_engine.distributed import ClusterSettings, DreamRecipe, FleetEngine, RayFleet
 from wm_engine.distributed.cluster import kinship
 from wm_engine.envs import EnvSettings
@@ -39,9 +40,9 @@ def cluster() -> Iterator[str]:
     """The address of a cluster of three nodes with a CPU each, which this process has joined."""
     from ray.cluster_utils import Cluster
 
-    # Its workers are processes of their own, which have to find the modules of tests/.
+    # Its workers are processes of their own, which have to find this module and those beside it.
     paths = os.environ.get("PYTHONPATH", "")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), paths])
+    os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, Path(__file__).parents[:2]), paths])
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     node = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
     nodes = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
@@ -81,6 +82,10 @@ class Faulty:
     fault: str
     times: int = 1
     at: int = 0
+
+    @property
+    def spec(self) -> ControllerSpec:
+        return self.recipe.spec
 
     def build(self, cpus: int) -> Callable[[Any], Any]:
         dream = self.recipe.build(cpus)
@@ -188,8 +193,6 @@ def test_an_error_in_the_work_is_the_drivers(world: World, make_fleet: Callable[
 
 def test_real_episodes_are_driven_by_the_same_actors(make_fleet: Callable[..., RayFleet], world: World) -> None:
     torch.manual_seed(0)
-    from wm_engine.controller import ControllerSpec
-
     spec = ControllerSpec(latent=4, hidden=6, action=3, features="zh", squash=("tanh", "sigmoid", "sigmoid"))
     parts = VAE(4), MDNRNN(latent=4, action=3, hidden=6, mixtures=3, mixture="per_dim"), spec
     params = 0.5 * torch.randn(4, spec.num_params)
@@ -229,7 +232,5 @@ def test_no_actor_that_starts_is_an_error_not_a_wait(cluster: str, world: World,
 
 
 def test_settings_are_checked() -> None:
-    from wm_engine.config import make_config
-
     with pytest.raises(ConfigError, match=r"cluster\.timeout"):
         make_config({"cluster": {"timeout": 0.0}}, "here")
