@@ -15,6 +15,7 @@ from wm_engine.agent import Agent
 from wm_engine.collect import CollectSettings, collect
 from wm_engine.controller import ControllerSpec
 from wm_engine.envs import EnvSettings
+from wm_engine.evaluate import EvaluateSettings, evaluate_agent, evaluate_random
 from wm_engine.evolve import RealFitness
 from wm_engine.memory.model import MDNRNN
 from wm_engine.rollouts import RolloutStore
@@ -93,3 +94,15 @@ def test_a_wave_carries_its_own_candidates_only(toys: Any, parts: Any) -> None:
     params = torch.zeros(5, parts[2].num_params)
     RealFitness(ENV, *parts, episodes=2, max_steps=3, lanes=4, fleet=Counting(2))(params, 0)
     assert rows == [[2, 2, 1]]
+
+
+def test_scores_are_the_same(toys: Any, parts: Any) -> None:
+    agent = Agent(*parts, torch.randn(2, parts[2].num_params, generator=torch.Generator().manual_seed(4)))
+    settings = EvaluateSettings(episodes=10, max_steps=7, seed=3)
+    alone = evaluate_agent(agent, ENV, settings, 1), evaluate_random(ENV, settings)
+    fleet = PickledFleet(3)
+    shared = evaluate_agent(agent, ENV, settings, 1, fleet=fleet), evaluate_random(ENV, settings, fleet=fleet)
+    assert fleet.tasks == [3, 3]
+    for ours, theirs in zip(shared, alone, strict=True):
+        assert ours.returns.tolist() == theirs.returns.tolist()
+        assert ours.lengths.tolist() == theirs.lengths.tolist()

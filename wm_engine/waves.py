@@ -7,6 +7,7 @@ so the wave, and not the episode, is what a fleet shares out, and results are th
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from wm_engine.agent import Agent
 from wm_engine.checks import check_int
 from wm_engine.envs import BatchedEnv, EnvSettings, Step, make_env
 from wm_engine.fleet import Fleet
+from wm_engine.machine import one_torch_thread
 from wm_engine.rollouts import EpisodeWriter
 
 
@@ -212,19 +214,25 @@ class Driven:
 
 @dataclass(frozen=True)
 class CrewRecipe:
-    """A crew for a fleet's workers; each keeps its own CPUs busy, unless ``env_settings`` say otherwise."""
+    """A crew for a fleet's workers; each keeps its own CPUs busy, unless ``env_settings`` say otherwise.
+
+    ``one_thread``: torch keeps to one thread, as the driver's does where it drives such waves itself.
+    """
 
     env_settings: EnvSettings
     agent: Agent | None
+    one_thread: bool = False
 
     def build(self, cpus: int) -> _Workplace:
         threads = self.env_settings.num_threads or cpus
-        return _Workplace(Crew(self.env_settings.model_copy(update={"num_threads": threads}), self.agent))
+        crew = Crew(self.env_settings.model_copy(update={"num_threads": threads}), self.agent)
+        return _Workplace(crew, self.one_thread)
 
 
 class _Workplace:
-    def __init__(self, crew: Crew) -> None:
+    def __init__(self, crew: Crew, one_thread: bool) -> None:
         self._crew, self.close = crew, crew.close
+        self._threads = one_torch_thread if one_thread else contextlib.nullcontext
 
     def __call__(self, wave: Wave) -> Driven:
         frames: dict[int, list[np.ndarray]] = {lane: [] for lane in wave.recorded}
@@ -236,18 +244,27 @@ class _Workplace:
                     if step.ended[row]:
                         frames[lane].append(step.frames[row].copy())
 
-        trajectories = self._crew.drive(wave, keep if wave.recorded else None)
+        with self._threads():
+            trajectories = self._crew.drive(wave, keep if wave.recorded else None)
         return Driven(trajectories, {lane: np.stack(kept) for lane, kept in frames.items()})
 
 
 class Crews:
     """Drives waves: one after another here, or side by side on the workers of ``fleet``, with the same results.
 
-    agent : acts where a wave's drivers ask for it; its parameters are the drivers' business
+    agent : acts where a wave's drivers ask for it
+    one_thread : of torch, on the workers; here that is for the caller to see to
     """
 
-    def __init__(self, env_settings: EnvSettings, agent: Agent | None = None, fleet: Fleet | None = None) -> None:
-        self._here, self._recipe, self._fleet = Crew(env_settings, agent), CrewRecipe(env_settings, agent), fleet
+    def __init__(
+        self,
+        env_settings: EnvSettings,
+        agent: Agent | None = None,
+        fleet: Fleet | None = None,
+        one_thread: bool = False,
+    ) -> None:
+        self._here, self._fleet = Crew(env_settings, agent), fleet
+        self._recipe = CrewRecipe(env_settings, agent, one_thread)
 
     def drive(
         self, waves: Sequence[Wave], writers: Callable[[Wave], Mapping[int, EpisodeWriter]], bar: Any = None
