@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ from wm_engine.errors import ConfigError, WMEngineError
 from wm_engine.evolve import ControllerSettings, DreamFitness, RealFitness, train_controller
 from wm_engine.memory.model import MDNRNN
 from wm_engine.records import Recorder
-from wm_engine.runs import Checkpoints
+from wm_engine.runs import Checkpoints, RunFolder
 from wm_engine.vision.model import VAE
 
 ray = pytest.importorskip("ray", reason="needs pip install 'wm-engine[ray]'")
@@ -234,3 +236,32 @@ def test_no_actor_that_starts_is_an_error_not_a_wait(cluster: str, world: World,
 def test_settings_are_checked() -> None:
     with pytest.raises(ConfigError, match=r"cluster\.timeout"):
         make_config({"cluster": {"timeout": 0.0}}, "here")
+
+
+def test_a_run_on_a_cluster_leaves_the_files_of_a_run_without(cluster: str, tmp_path: Path) -> None:
+    """The smoke preset on real CarRacing, every stage; the second run is begun on the cluster and finished without."""
+
+    def train(name: str, *options: str) -> dict[str, bytes]:
+        root = tmp_path / name
+        command = [sys.executable, "-m", "wm_engine.cli", "train", "--preset", "smoke", "--run", str(root)]
+        command += ["--set", "evaluate.backend=auto", "--set", "env.num_envs=2", *options]
+        process = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=tmp_path)
+        assert process.returncode == 0, process.stderr
+        run = RunFolder(root)
+        files = [run.vision, run.memory, run.controller, run.iteration(0).root / "scores.json"]
+        files += [run.iteration(0).root / "fidelity.json", run.iteration(0).evolution / "result.safetensors"]
+        files += [path for path in run.rollouts.rglob("*") if path.is_file()]
+        return {str(path.relative_to(root)): path.read_bytes() for path in files if path.exists()}
+
+    on_cluster = train("cluster", "--ray", cluster, "--set", "cluster.actors=2")
+    assert on_cluster == train("alone")
+    train("mixed", "--ray", cluster, "--stage", "collect")
+    assert train("mixed") == on_cluster
+
+
+def test_an_address_where_nothing_answers(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "wm_engine.cli", "train", "--preset", "smoke", "--run", str(tmp_path / "run")]
+    process = subprocess.run([*command, "--ray", "127.0.0.1:1"], capture_output=True, text=True, timeout=200)
+    assert process.returncode == 2
+    assert "--ray 127.0.0.1:1: no cluster answers there" in process.stderr
+    assert "Traceback" not in process.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 from fleets import PickledFleet
 from world import World
 
-from wm_engine import DreamEngine
+from wm_engine import DreamEngine, Starts
+from wm_engine.bench.cluster import Terms, traffic
+from wm_engine.bench.workload import Workload, prepare
 from wm_engine.distributed import DreamRecipe, FleetEngine
 from wm_engine.dream.cpp_backend import CppBackend
 from wm_engine.evolve import DreamFitness
@@ -80,3 +83,30 @@ def test_bad_arguments_are_named(world: World) -> None:
         engine.rollout(world.params[:, 1:], world.starts, **PLAN)
     with pytest.raises(ValueError, match="episodes"):
         engine.rollout(world.params, world.starts, **(PLAN | {"episodes": 0}))
+
+
+def test_what_travels_is_what_the_formula_says() -> None:
+    """Pickled tasks and answers are the formula's bytes, and less than a few thousand more for names and shapes."""
+    work = Workload(candidates=64, episodes=16, steps=2)
+    setup = prepare(work)
+    sizes = {"out": 0, "back": 0}
+
+    class Weighing(PickledFleet):
+        def map(self, recipe: Any, tasks: Any) -> Any:
+            sizes["out"] += sum(len(pickle.dumps(task)) for task in tasks)
+            for answer in super().map(recipe, tasks):
+                sizes["back"] += len(pickle.dumps(answer))
+                yield answer
+
+    starts = Starts(*(part[:16] for part in (setup.starts.z, torch.zeros(16, 256), torch.zeros(16, 256))))
+    recipe = DreamRecipe(setup.m, setup.spec, "cpu", "torch", "fp32")
+    FleetEngine(recipe, Weighing(4)).rollout(setup.params, starts, episodes=16, max_steps=2)
+    out, back = traffic(work, setup.spec.num_params, 4)
+    assert out <= sizes["out"] <= out + 4 * 4096
+    assert back <= sizes["back"] <= back + 4 * 4096
+
+
+def test_the_model_of_a_generation() -> None:
+    terms = Terms(optimizer=1.0, steps=100.0, rate=10.0, per_task=0.5, bandwidth=1e30)
+    assert terms.seconds(1, Workload(), 867) == pytest.approx(1.0 + 10.0 + 0.5)
+    assert terms.seconds(5, Workload(), 867) == pytest.approx(1.0 + 2.0 + 2.5)
