@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wm_engine.collect import Trajectory, UniformPolicy, drive
+from wm_engine.collect import UniformPolicy
 from wm_engine.envs import BatchedEnv, EnvSettings, Step, make_env
+from wm_engine.waves import Trajectory, drive
 
 BACKENDS = ("gymnasium", "envpool")
 LANES = 16

@@ -7,10 +7,10 @@ from checker import check
 from toy_env import ToyEnv
 
 from wm_engine.agent import Agent
-from wm_engine.collect import drive
 from wm_engine.controller import ControllerSpec
 from wm_engine.memory.model import MDNRNN
 from wm_engine.vision.model import VAE
+from wm_engine.waves import drive
 
 Z, H, A, P = 5, 7, 3, 4
 

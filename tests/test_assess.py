@@ -57,8 +57,8 @@ def test_the_chosen_round_is_scored_on_tracks_that_chose_no_round(current, monke
         return Scores(np.arange(count) + 1.0, np.ones(count), np.array(settings.seeds()), np.zeros(count, dtype=bool))
 
     monkeypatch.setattr(assess, "make_agent", lambda folder, config: folder)
-    monkeypatch.setattr(assess, "evaluate_agent", lambda agent, env, settings: scored(agent.root, settings))
-    monkeypatch.setattr(assess, "evaluate_random", lambda env, settings: scored("random", settings))
+    monkeypatch.setattr(assess, "evaluate_agent", lambda agent, env, settings, fleet: scored(agent.root, settings))
+    monkeypatch.setattr(assess, "evaluate_random", lambda env, settings, fleet: scored("random", settings))
     for path in current.run.models().values():
         path.write_text("a model")
 

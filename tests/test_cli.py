@@ -149,12 +149,12 @@ def test_the_run_folder_is_named_after_the_preset_and_announced(call, trained):
 def test_options_reach_the_pipeline(call, trained, tmp_path):
     call(
         *("train", "--preset", "quick", "--run", str(tmp_path / "a"), "--set", "seed=4", "--iterations", "2"),
-        *("--stage", "vision", "--round", "1", "--on-change", "keep"),
+        *("--stage", "vision", "--round", "1", "--on-change", "keep", "--ray", "auto"),
     )
     root, config, options = trained[0]
     assert root == tmp_path / "a"
     assert config == resolve("quick", ["seed=4", "iterations=2"])
-    assert options == {"only": "vision", "round_index": 1, "on_change": "keep"}
+    assert options == {"only": "vision", "round_index": 1, "on_change": "keep", "ray": "auto"}
 
 
 def test_collect_is_the_first_stage_alone(call, trained, tmp_path):

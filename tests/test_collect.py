@@ -6,7 +6,7 @@ import pytest
 import torch
 from toy_env import ToyEnv
 
-import wm_engine.collect as collecting
+from wm_engine import waves
 from wm_engine.agent import Agent
 from wm_engine.collect import (
     BrownianPolicy,
@@ -14,7 +14,6 @@ from wm_engine.collect import (
     NoisyAgent,
     UniformPolicy,
     collect,
-    drive,
     track_seeds,
 )
 from wm_engine.controller import ControllerSpec
@@ -23,6 +22,7 @@ from wm_engine.memory.model import MDNRNN
 from wm_engine.records import Recorder, read_metrics
 from wm_engine.rollouts import RolloutStore
 from wm_engine.vision.model import VAE
+from wm_engine.waves import drive
 
 
 class Constant:
@@ -202,7 +202,7 @@ def toy(monkeypatch):
         return Toys.made[-1]
 
     Toys.made = []
-    monkeypatch.setattr(collecting, "make_env", make)
+    monkeypatch.setattr(waves, "make_env", make)
     return Toys
 
 

@@ -6,14 +6,15 @@ from pydantic import ValidationError
 from toy_env import ToyEnv
 
 import wm_engine.evaluate as evaluation
+from wm_engine import waves
 from wm_engine.agent import Agent
-from wm_engine.collect import Trajectory
 from wm_engine.controller import ControllerSpec
 from wm_engine.envs import EnvSettings
 from wm_engine.errors import StorageError
 from wm_engine.evaluate import EvaluateSettings, Scores, evaluate_agent, evaluate_random, record_video
 from wm_engine.memory.model import MDNRNN
 from wm_engine.vision.model import VAE
+from wm_engine.waves import Trajectory
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,8 @@ def toy(monkeypatch):
         made.append((settings, ToyEnv(lanes, max_steps)))
         return made[-1][1]
 
-    monkeypatch.setattr(evaluation, "make_env", make)
+    for module in (evaluation, waves):
+        monkeypatch.setattr(module, "make_env", make)
     return made
 
 

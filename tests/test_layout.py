@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "wm_engine"
 
-INFRASTRUCTURE = ("errors", "settings", "checks", "machine", "core", "progress", "runs", "records", "training")
+INFRASTRUCTURE = ("errors", "settings", "checks", "machine", "core", "progress", "runs", "records", "training", "fleet")
 PARTS = (
     "rng",
     "envs",
@@ -20,6 +20,7 @@ PARTS = (
     "memory",
     "controller",
     "agent",
+    "waves",
     "collect",
     "dream",
     "evolve",

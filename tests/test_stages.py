@@ -8,7 +8,9 @@ from recordings import shades
 
 from wm_engine import stages
 from wm_engine.config import Config, flatten, make_config
-from wm_engine.errors import MissingStageError, RunMismatchError
+from wm_engine.controller import ControllerSpec
+from wm_engine.errors import ConfigError, MissingStageError, RunMismatchError
+from wm_engine.evolve import ControllerResult, Distribution
 from wm_engine.pipeline import drop_episodes, run_pipeline
 from wm_engine.records import Recorder
 from wm_engine.rollouts import RolloutStore
@@ -116,3 +118,57 @@ def test_rollouts_are_encoded_in_float32(tmp_path):
     assert torch.equal(made.read(1).mu, exact.read(1).mu)
     rounded = encode_store(vae, store, tmp_path / "rounded", "bf16")
     assert not torch.equal(made.read(1).mu, rounded.read(1).mu)
+
+
+def evolved(path, spec: ControllerSpec, mean: float = 0.5) -> ControllerResult:
+    """The result of a search that ended around ``mean``."""
+    D = spec.num_params
+    distribution = Distribution(torch.full((D,), mean, dtype=torch.float64), 0.25, torch.linspace(1.0, 2.0, D).double())
+    result = ControllerResult(torch.zeros(D), "dream mean", {}, {}, {}, spec, distribution)
+    result.save(path)
+    return result
+
+
+def first_round(root, recorder: Recorder, index: int = 0, **controller) -> Round:
+    return Round(RunFolder(root), index, config_of(iterations=2, controller=controller), recorder)
+
+
+def test_a_search_begins_where_another_runs_ended(tmp_path):
+    spec = ControllerSpec(latent=2, hidden=3, action=1, squash="tanh")
+    result = evolved(tmp_path / "old" / "evolution" / "result.safetensors", spec)
+    with Recorder(tmp_path / "metrics") as recorder:
+        for name in ("old", "old/evolution/result.safetensors"):
+            current = first_round(tmp_path / name.replace("/", "-"), recorder, init_from=str(tmp_path / name))
+            found = stages._first_distribution(current, spec)
+            assert torch.equal(found.mean, result.distribution.mean)
+            assert torch.equal(found.factor, result.distribution.factor)
+            assert found.sigma == 0.25
+        mean_only = first_round(tmp_path / "b", recorder, init_from=str(tmp_path / "old"), init_with="mean")
+        assert torch.equal(stages._first_distribution(mean_only, spec), result.distribution.mean)
+        assert stages._first_distribution(first_round(tmp_path / "c", recorder), spec) is None
+        later = first_round(tmp_path / "d", recorder, 1, init_from=str(tmp_path / "old"))
+        assert stages._first_distribution(later, spec) is None
+
+        # The run goes on with what it began with, whatever becomes of the other one.
+        current = first_round(tmp_path / "old-copy", recorder, init_from=str(tmp_path / "old"))
+        stages._first_distribution(current, spec)
+        evolved(tmp_path / "old" / "evolution" / "result.safetensors", spec, mean=0.75)
+        assert torch.equal(stages._first_distribution(current, spec).mean, result.distribution.mean)
+
+
+def test_a_search_that_cannot_be_gone_on_with_is_named(tmp_path):
+    spec = ControllerSpec(latent=2, hidden=3, action=1, squash="tanh")
+    evolved(tmp_path / "old" / "evolution" / "result.safetensors", spec)
+    bare = ControllerResult(torch.zeros(3), "dream mean", {}, {}, {})
+    bare.save(tmp_path / "bare.safetensors")
+    with Recorder(tmp_path / "metrics") as recorder:
+        other = ControllerSpec(latent=2, hidden=4, action=1, features="z", squash="tanh")
+        current = first_round(tmp_path / "a", recorder, init_from=str(tmp_path / "old"))
+        with pytest.raises(ConfigError, match=r"hidden 3 there, 4 here; .*features zh there, z here"):
+            stages._first_distribution(current, other)
+        current = first_round(tmp_path / "a", recorder, init_from=str(tmp_path / "nowhere"))
+        with pytest.raises(ConfigError, match=r"controller\.init_from: .*no such file"):
+            stages._first_distribution(current, spec)
+        current = first_round(tmp_path / "a", recorder, init_from=str(tmp_path / "bare.safetensors"))
+        with pytest.raises(ConfigError, match="before a search's distribution was kept"):
+            stages._first_distribution(current, spec)

@@ -63,6 +63,11 @@ class Agent:
         """P."""
         return len(self._params)
 
+    def with_params(self, params: Tensor) -> Agent:
+        """An agent with the same V and M and other candidates, float32 [P, D]."""
+        precision = "bf16" if self._autocast else "fp32"
+        return Agent(self._vae, self._m, self.spec, params, self.device, precision)
+
     def begin(self, candidate: np.ndarray) -> None:
         """New episodes: lane i is driven by ``candidate[i]`` (int64 [n], each in [0, P)), its hidden state zero."""
         chosen = np.asarray(candidate)

@@ -113,8 +113,8 @@ def score_chosen(current: Round) -> bool:
     if path.exists() and read_json(path)["how"] == how:
         return False
     scores = {
-        "controller": _plain(evaluate_agent(make_agent(run, config), config.env, fresh)),
-        "random": _plain(evaluate_random(config.env, fresh)),
+        "controller": _plain(evaluate_agent(make_agent(run, config), config.env, fresh, fleet=current.fleet)),
+        "random": _plain(evaluate_random(config.env, fresh, fleet=current.fleet)),
     }
     numbers = {f"{name}_{key}": scores[name][key] for name in scores for key in ("mean", "std")}
     current.recorder.log("evaluate.chosen", 0, current.index, **numbers)
@@ -155,7 +155,7 @@ def _plain(scores: Scores) -> dict[str, Any]:
 
 def _score(current: Round, params: Tensor | None = None) -> dict[str, Any]:
     agent = make_agent(current.folder, current.config, params)
-    return _plain(evaluate_agent(agent, current.config.env, current.config.evaluate))
+    return _plain(evaluate_agent(agent, current.config.env, current.config.evaluate, fleet=current.fleet))
 
 
 def _random_score(current: Round) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def _random_score(current: Round) -> dict[str, Any]:
         path = parts_folder(current.run.iteration(index)) / "random.json"
         if path.exists() and (earlier := dict(read_json(path)))["how"] == how:
             return earlier
-    return _plain(evaluate_random(env, settings)) | {"how": how}
+    return _plain(evaluate_random(env, settings, fleet=current.fleet)) | {"how": how}
 
 
 def _dream_winner_score(current: Round) -> dict[str, Any] | None:

@@ -115,6 +115,11 @@ def _run_options(command: Command) -> Command:
 @click.option("--iterations", type=click.IntRange(min=1), help="Rounds; the same as --set iterations=N.")
 @click.option("--stage", type=click.Choice([stage.name for stage in STAGES]), help="Run this stage alone.")
 @click.option("--round", "round_index", type=click.IntRange(min=0), help="The round of --stage, counted from 0.")
+@click.option(
+    "--ray",
+    metavar="auto|HOST:PORT",
+    help="Collect, dream and drive on a Ray cluster: the one that this machine belongs to, or that at an address.",
+)
 @click.option("--show", is_flag=True, help="Print the whole configuration, explained, and stop.")
 def train(
     preset: str | None,
@@ -124,6 +129,7 @@ def train(
     iterations: int | None,
     stage: str | None,
     round_index: int | None,
+    ray: str | None,
     show: bool,
 ) -> None:
     """Learn a world model, evolve a controller in it, and score it.
@@ -137,6 +143,7 @@ def train(
       wm-engine train --preset carracing --run runs/a --set controller.population=128
       wm-engine train --run runs/a --iterations 3
       wm-engine train --run runs/a --stage vision
+      wm-engine train --run runs/a --ray auto
       wm-engine train --preset quick --show
     """
     if round_index is not None and stage is None:
@@ -146,7 +153,7 @@ def train(
     if show:
         click.echo(config.explained(), nl=False)
         return
-    run_pipeline(folder, config, only=stage, round_index=round_index, on_change=on_change)
+    run_pipeline(folder, config, only=stage, round_index=round_index, on_change=on_change, ray=ray)
     click.echo(_summary_text(folder, summarize(folder)))
 
 

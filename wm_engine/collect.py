@@ -1,26 +1,25 @@
-"""Collection: policies drive the real environments, and what they meet goes into the rollout store.
-
-:func:`drive` is the one loop over real frames that collection, real fitness and evaluation share.
-"""
+"""Collection: policies drive the real environments, and what they meet goes into the rollout store."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from wm_engine.agent import Agent
 from wm_engine.checks import check_int
-from wm_engine.envs import CAR_RACING, BatchedEnv, EnvSettings, Step, make_env
+from wm_engine.envs import CAR_RACING, BatchedEnv, EnvSettings, choose_backend
+from wm_engine.fleet import Fleet
 from wm_engine.progress import track
 from wm_engine.records import Recorder
 from wm_engine.rollouts import EpisodeWriter, RolloutStore
 from wm_engine.settings import Section
+from wm_engine.waves import Crews, Policy, Trajectory, Wave
 
 
 class CollectSettings(Section):
@@ -39,103 +38,6 @@ class CollectSettings(Section):
     noise: float = Field(
         0.2, ge=0.0, description="exploration noise on an agent's actions, in halves of their range; 0: none"
     )
-
-
-class Policy(Protocol):
-    """Whoever chooses actions."""
-
-    def act(self, frames: np.ndarray, lanes: np.ndarray) -> np.ndarray:
-        """Actions float32 [m, A] for the frames uint8 [m, 64, 64, 3] of the given lanes int64 [m].
-
-        Called once a step, with the lanes that are still driving.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """One real episode without its frames.
-
-    actions : float32 [T, A], as the environment took them; rewards : float32 [T]
-    terminated : the environment ended it; truncated : a step limit or lost patience did
-    failed : the policy gave a non-finite action (the environment got zeros instead)
-    """
-
-    seed: int
-    actions: np.ndarray
-    rewards: np.ndarray
-    terminated: bool
-    truncated: bool
-    failed: bool
-
-    @property
-    def steps(self) -> int:
-        """T."""
-        return len(self.rewards)
-
-    @property
-    def total_reward(self) -> float:
-        """The return, undiscounted, summed in float64."""
-        return float(self.rewards.sum(dtype=np.float64))
-
-
-OnStep = Callable[[np.ndarray, np.ndarray, np.ndarray, Step], None]
-
-
-def drive(
-    env: BatchedEnv, policy: Policy, seeds: Sequence[int], on_step: OnStep | None = None, patience: int = 0
-) -> list[Trajectory]:
-    """Drive one episode a seed, all at once, each to its end.
-
-    Parameters
-    ----------
-    env : with at least as many lanes as seeds
-    policy : acts; whatever it keeps for a lane begins with this call (an Agent wants ``begin`` first)
-    seeds : of the tracks; lane i drives on ``seeds[i]``
-    on_step : called after every step with lanes [m], the frames before it [m, ...], the actions taken [m, A], the Step
-    patience : end an episode, as truncated, after so many steps in a row without a positive reward; 0: never
-
-    Returns
-    -------
-    trajectories : in the order of the seeds. A lane whose policy gives a non-finite action is driven on with zeros and
-        marked as failed; the other lanes do not notice.
-    """
-    check_int("patience", patience, least=0)
-    frames = env.reset(seeds)
-    count = len(frames)
-    lanes = np.arange(count)
-    actions: list[list[np.ndarray]] = [[] for _ in range(count)]
-    rewards: list[list[float]] = [[] for _ in range(count)]
-    terminated, truncated, failed = (np.zeros(count, dtype=bool) for _ in range(3))
-    fruitless = np.zeros(count, dtype=np.int64)
-    while len(lanes):
-        chosen = np.asarray(policy.act(frames, lanes), dtype=np.float32)
-        finite = np.asarray(np.isfinite(chosen).all(axis=1))
-        failed[lanes[~finite]] = True
-        taken = np.clip(np.where(finite[:, None], chosen, np.float32(0)), env.action_low, env.action_high)
-        step = env.step(taken, lanes)
-        fruitless[lanes] = np.where(step.rewards > 0, 0, fruitless[lanes] + 1)
-        if patience:
-            lost = (fruitless[lanes] >= patience) & ~step.ended
-            step = Step(step.frames, step.rewards, step.terminated, step.truncated | lost)
-        for row, lane in enumerate(lanes):
-            actions[lane].append(taken[row])
-            rewards[lane].append(float(step.rewards[row]))
-        terminated[lanes], truncated[lanes] = step.terminated, step.truncated
-        if on_step is not None:
-            on_step(lanes, frames, taken, step)
-        lanes, frames = lanes[~step.ended], step.frames[~step.ended]
-    return [
-        Trajectory(
-            seed=int(seeds[lane]),
-            actions=np.stack(actions[lane]),
-            rewards=np.array(rewards[lane], dtype=np.float32),
-            terminated=bool(terminated[lane]),
-            truncated=bool(truncated[lane]),
-            failed=bool(failed[lane]),
-        )
-        for lane in range(count)
-    ]
 
 
 def track_seeds(seed: int, count: int, stream: int = 0) -> list[int]:
@@ -216,6 +118,24 @@ class NoisyAgent:
         return self._agent.act(frames, lanes, lambda actions: np.clip(actions + noise, self._low, self._high))
 
 
+@dataclass(frozen=True)
+class _Collectors:
+    """Drivers of a collection's episodes: with an agent where the crew has one, at random otherwise."""
+
+    env_id: str
+    noise: float
+    seed: int
+    episodes: range
+    max_steps: int
+    stream: int
+
+    def __call__(self, env: BatchedEnv, agent: Agent | None) -> Policy:
+        if agent is None:
+            return BrownianPolicy(self.env_id, env, self.seed, self.episodes, self.max_steps, self.stream)
+        agent.begin(np.zeros(len(self.episodes), dtype=np.int64))
+        return NoisyAgent(agent, env, self.noise, self.seed, self.episodes, self.max_steps, self.stream)
+
+
 def collect(
     store: RolloutStore,
     env_settings: EnvSettings,
@@ -224,6 +144,7 @@ def collect(
     iteration: int = 0,
     agent: Agent | None = None,
     recorder: Recorder | None = None,
+    fleet: Fleet | None = None,
 ) -> None:
     """Add the round's episodes to ``store``, those that are not there yet.
 
@@ -231,8 +152,9 @@ def collect(
     seeds from ``track_seeds(seed, episodes, iteration)``. A wave that was cut is driven again whole, and only its
     missing episodes are written, so an interrupted collection ends with the same store, bit for bit.
 
-    ``agent``: with one controller; needed for, and only for, ``policy = "agent"``. Raises what :func:`make_env` raises,
-    ValueError for arguments that do not fit, and StorageError where the disk is full.
+    ``agent``: with one controller; needed for, and only for, ``policy = "agent"``. ``fleet``: drives the waves, which
+    leaves the same store. Raises what :func:`wm_engine.envs.make_env` raises, ValueError for arguments that do not fit,
+    and StorageError where the disk is full.
     """
     if settings.policy == "evolve" or (settings.policy == "agent") != (agent is not None):
         raise ValueError(
@@ -245,31 +167,33 @@ def collect(
     lanes = min(env_settings.num_envs, total)
     seeds = track_seeds(seed, total, iteration)
     begin = done - done % lanes
+    plan: dict[int, Wave] = {}
+    for first in range(begin, total, lanes):
+        episodes = range(first, min(first + lanes, total))
+        drivers = _Collectors(env_settings.id, settings.noise, seed, episodes, settings.max_steps, iteration)
+        wanted = tuple(episode - first for episode in episodes if episode >= done)
+        plan[episodes.stop] = Wave(seeds[first : episodes.stop], drivers, settings.max_steps, settings.patience, wanted)
+
+    def writers(wave: Wave) -> Mapping[int, EpisodeWriter]:
+        name = "agent" if agent else "brownian"
+        return {lane: store.writer(wave.seeds[lane], name, iteration) for lane in wave.recorded}
+
     with (
-        contextlib.closing(make_env(env_settings, lanes, settings.max_steps)) as env,
-        track((total - begin) * settings.max_steps, f"collect ({env.backend})", "frame") as bar,
+        contextlib.closing(Crews(env_settings, agent, fleet)) as crews,
+        track((total - begin) * settings.max_steps, f"collect ({choose_backend(env_settings)})", "frame") as bar,
     ):
-        for first in range(begin, total, lanes):
-            episodes = range(first, min(first + lanes, total))
-            if agent is None:
-                policy: Policy = BrownianPolicy(env_settings.id, env, seed, episodes, settings.max_steps, iteration)
-            else:
-                agent.begin(np.zeros(len(episodes), dtype=np.int64))
-                policy = NoisyAgent(agent, env, settings.noise, seed, episodes, settings.max_steps, iteration)
-            name = "agent" if agent else "brownian"
-            wanted = [episode for episode in episodes if episode >= done]
-            writers = {episode - first: store.writer(seeds[episode], name, iteration) for episode in wanted}
-            began = time.perf_counter()
-            try:
-                driven = drive(env, policy, seeds[first : episodes.stop], recording(writers, bar), settings.patience)
-            except BaseException:
-                store.abandon()
-                raise
-            frames = sum(trajectory.steps for trajectory in driven)
-            rate = frames / (time.perf_counter() - began)
-            bar.total -= len(driven) * settings.max_steps - frames  # those that ended before the limit
-            if recorder is not None:
-                recorder.log("collect", episodes[-1] + 1, iteration, frames_per_second=rate, **_summary(driven))
+        began = time.perf_counter()
+        try:
+            for stop, driven in zip(plan, crews.drive(list(plan.values()), writers, bar), strict=True):
+                frames = sum(trajectory.steps for trajectory in driven)
+                rate = frames / (time.perf_counter() - began)
+                bar.total -= len(driven) * settings.max_steps - frames  # those that ended before the limit
+                if recorder is not None:
+                    recorder.log("collect", stop, iteration, frames_per_second=rate, **_summary(driven))
+                began = time.perf_counter()
+        except BaseException:
+            store.abandon()
+            raise
 
 
 def _summary(driven: list[Trajectory]) -> dict[str, float]:
@@ -278,25 +202,6 @@ def _summary(driven: list[Trajectory]) -> dict[str, float]:
         "steps_mean": float(np.mean([trajectory.steps for trajectory in driven])),
         "terminated": float(np.mean([trajectory.terminated for trajectory in driven])),
     }
-
-
-def recording(writers: Mapping[int, EpisodeWriter], bar: Any = None) -> OnStep:
-    """What gives every step of a lane to its writer, and finishes the episode.
-
-    Lanes without a writer are not recorded. ``bar``: a progress bar that counts the steps of all lanes.
-    """
-
-    def on_step(lanes: np.ndarray, frames: np.ndarray, actions: np.ndarray, step: Step) -> None:
-        for row, lane in enumerate(lanes):
-            writer = writers.get(int(lane))
-            if writer is not None:
-                writer.add(frames[row], actions[row], float(step.rewards[row]))
-                if step.ended[row]:
-                    writer.finish(step.frames[row], step.terminated[row], step.truncated[row])
-        if bar is not None:
-            bar.update(len(lanes))
-
-    return on_step
 
 
 def _walk(rng: np.random.Generator, steps: int, size: int, memory: float = 10.0) -> np.ndarray:

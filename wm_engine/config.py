@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from wm_engine.collect import CollectSettings
+from wm_engine.distributed import ClusterSettings
 from wm_engine.envs import EnvSettings
 from wm_engine.errors import ConfigError
 from wm_engine.evaluate import EvaluateSettings
@@ -56,6 +57,7 @@ class Config(Section):
     controller: ControllerSettings = ControllerSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     fidelity: FidelitySettings = FidelitySettings()
+    cluster: ClusterSettings = ClusterSettings()
 
     @model_validator(mode="after")
     def _one_holdout(self) -> Config:

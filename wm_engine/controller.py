@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -145,22 +145,31 @@ def _squash(word: str, x: Tensor) -> Tensor:
     return y.clamp(min=0.0) if word == "relu_tanh" else y
 
 
+def spec_metadata(spec: ControllerSpec) -> dict[str, str]:
+    """A controller's shape as the metadata of a file; :func:`spec_of` reads it back."""
+    plain = {name: str(value) for name, value in asdict(spec).items() if name != "squash"}
+    return plain | {"squash": "argmax" if spec.squash == "argmax" else ",".join(spec.squash)}
+
+
+def spec_of(metadata: Mapping[str, str]) -> ControllerSpec:
+    """The shape in a file's metadata; KeyError, TypeError or ValueError where there is none."""
+    words = metadata["squash"]
+    squash = words if words == "argmax" else tuple(words.split(","))
+    sizes = {name: int(metadata[name]) for name in ("latent", "hidden", "action", "hidden_units")}
+    return ControllerSpec(features=metadata["features"], squash=squash, **sizes)
+
+
 def save_controller(path: str | os.PathLike[str], spec: ControllerSpec, params: Tensor) -> None:
     """Write a controller's parameters [D] and shape as safetensors, atomically. ValueError for another length."""
     check_tensor("params", params, [spec.num_params])
-    metadata = {name: str(value) for name, value in asdict(spec).items() if name != "squash"}
-    squash = "argmax" if spec.squash == "argmax" else ",".join(spec.squash)
-    save_tensors(path, {"params": params}, {"kind": "controller", "squash": squash} | metadata)
+    save_tensors(path, {"params": params}, {"kind": "controller"} | spec_metadata(spec))
 
 
 def load_controller(path: str | os.PathLike[str]) -> tuple[ControllerSpec, Tensor]:
     """Read back what :func:`save_controller` wrote: shape and parameters [D]."""
     tensors, metadata = load_tensors(path)
     try:
-        words = metadata["squash"]
-        squash = words if words == "argmax" else tuple(words.split(","))
-        sizes = {name: int(metadata[name]) for name in ("latent", "hidden", "action", "hidden_units")}
-        spec = ControllerSpec(features=metadata["features"], squash=squash, **sizes)
+        spec = spec_of(metadata)
         params = check_tensor("params", tensors["params"], [spec.num_params])
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptFileError(f"{path}: not a controller of this project ({error}).") from error

@@ -13,13 +13,15 @@ import numpy as np
 from pydantic import Field
 
 from wm_engine.agent import Agent
-from wm_engine.collect import BrownianPolicy, Policy, Trajectory, UniformPolicy, drive
+from wm_engine.collect import BrownianPolicy, UniformPolicy
 from wm_engine.envs import BatchedEnv, EnvSettings, Step, check_seeds, make_env
 from wm_engine.errors import StorageError
+from wm_engine.fleet import Fleet
 from wm_engine.machine import one_torch_thread
 from wm_engine.progress import track
 from wm_engine.runs import storage_errors
 from wm_engine.settings import Section
+from wm_engine.waves import Crews, Drivers, Policy, Trajectory, Wave, drive
 
 FRAMES_PER_SECOND = 50  # CarRacing's own clock
 
@@ -77,56 +79,90 @@ class Scores:
         return self.std / float(np.sqrt(len(self.returns)))
 
 
-def evaluate_agent(agent: Agent, env_settings: EnvSettings, settings: EvaluateSettings, candidate: int = 0) -> Scores:
-    """Score one candidate of ``agent`` on the tracks of ``settings``, without exploration noise."""
+@dataclass(frozen=True)
+class _OneCandidate:
+    """Drivers of a score: one candidate of the crew's agent in every lane."""
 
-    def policy(env: BatchedEnv, seeds: list[int]) -> Policy:
-        agent.begin(np.full(len(seeds), candidate, dtype=np.int64))
+    candidate: int
+    lanes: int
+
+    def __call__(self, env: BatchedEnv, agent: Agent | None) -> Policy:
+        if agent is None:
+            raise ValueError("scoring a candidate needs a crew with an agent, but it had none")
+        agent.begin(np.full(self.lanes, self.candidate, dtype=np.int64))
         return agent
 
-    return _evaluate("controller", policy, env_settings, settings)
+
+@dataclass(frozen=True)
+class _AtRandom:
+    """Drivers of a score to compare with."""
+
+    policy: Literal["uniform", "brownian"]
+    env_id: str
+    seed: int
+    seeds: list[int]
+    max_steps: int
+
+    def __call__(self, env: BatchedEnv, agent: Agent | None) -> Policy:
+        if self.policy == "uniform":
+            return UniformPolicy(env, self.seeds)
+        return BrownianPolicy(self.env_id, env, self.seed, self.seeds, self.max_steps)
+
+
+def evaluate_agent(
+    agent: Agent, env_settings: EnvSettings, settings: EvaluateSettings, candidate: int = 0, fleet: Fleet | None = None
+) -> Scores:
+    """Score one candidate of ``agent`` on the tracks of ``settings``, without exploration noise.
+
+    ``fleet``: drives the waves of ``env_settings.num_envs`` tracks, with the same scores.
+    """
+
+    def drivers(seeds: list[int]) -> Drivers:
+        return _OneCandidate(candidate, len(seeds))
+
+    return _evaluate("controller", drivers, agent, env_settings, settings, fleet)
 
 
 def evaluate_random(
-    env_settings: EnvSettings, settings: EvaluateSettings, policy: Literal["uniform", "brownian"] = "uniform"
+    env_settings: EnvSettings,
+    settings: EvaluateSettings,
+    policy: Literal["uniform", "brownian"] = "uniform",
+    fleet: Fleet | None = None,
 ) -> Scores:
     """Score a random policy on the same tracks.
 
     ``policy``: "uniform" draws every action anew from the action space, the field's usual random policy; "brownian" is
-    the one that collects.
+    the one that collects. ``fleet``: as for an agent.
     """
 
-    def make(env: BatchedEnv, seeds: list[int]) -> Policy:
-        if policy == "uniform":
-            return UniformPolicy(env, seeds)
-        return BrownianPolicy(env_settings.id, env, settings.seed, seeds, settings.max_steps)
+    def drivers(seeds: list[int]) -> Drivers:
+        return _AtRandom(policy, env_settings.id, settings.seed, seeds, settings.max_steps)
 
-    return _evaluate("random policy", make, env_settings, settings)
+    return _evaluate("random policy", drivers, None, env_settings, settings, fleet)
 
 
 def _evaluate(
     name: str,
-    policy: Callable[[BatchedEnv, list[int]], Policy],
+    drivers: Callable[[list[int]], Drivers],
+    agent: Agent | None,
     env_settings: EnvSettings,
     settings: EvaluateSettings,
+    fleet: Fleet | None,
 ) -> Scores:
     seeds = settings.seeds()
     lanes = min(env_settings.num_envs, len(seeds))
     chosen = env_settings.model_copy(update={"backend": settings.backend})
+    shares = [seeds[first : first + lanes] for first in range(0, len(seeds), lanes)]
+    waves = [Wave(share, drivers(share), settings.max_steps) for share in shares]
     trajectories: list[Trajectory] = []
     with (
         one_torch_thread(),
-        contextlib.closing(make_env(chosen, lanes, settings.max_steps)) as env,
-        track(len(seeds) * settings.max_steps, f"evaluate the {name} ({env.backend})", "frame") as bar,
+        contextlib.closing(Crews(chosen, agent, fleet, one_thread=True)) as crews,
+        track(len(seeds) * settings.max_steps, f"evaluate the {name} ({settings.backend})", "frame") as bar,
     ):
-
-        def count(lanes: np.ndarray, frames: np.ndarray, actions: np.ndarray, step: Step) -> None:
-            bar.update(len(lanes))
-
-        for first in range(0, len(seeds), lanes):
-            wave = seeds[first : first + lanes]
-            trajectories += drive(env, policy(env, wave), wave, count)
-            bar.total -= sum(settings.max_steps - trajectory.steps for trajectory in trajectories[first:])
+        for driven in crews.drive(waves, lambda wave: {}, bar):
+            trajectories += driven
+            bar.total -= sum(settings.max_steps - trajectory.steps for trajectory in driven)
             returns = [trajectory.total_reward for trajectory in trajectories]
             bar.set_postfix_str(f"mean return {np.mean(returns):.0f}")
     return Scores.of(trajectories)

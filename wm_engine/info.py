@@ -14,7 +14,7 @@ from wm_engine.dream.cpp_backend import CppBackend
 from wm_engine.machine import available_cpus
 from wm_engine.rng import RNG_VERSION
 
-_PACKAGES = ("torch", "numpy", "gymnasium", "envpool", "cma", "safetensors", "triton")
+_PACKAGES = ("torch", "numpy", "gymnasium", "envpool", "cma", "safetensors", "triton", "ray")
 
 
 def collect_info() -> dict[str, Any]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from wm_engine.assess import round_score, score_chosen, scores_file
 from wm_engine.config import Config, differences
+from wm_engine.distributed import RayFleet
 from wm_engine.errors import CorruptFileError, MissingStageError, RunMismatchError
+from wm_engine.fleet import Fleet
 from wm_engine.machine import use_threads
 from wm_engine.records import Recorder
 from wm_engine.report import write_report
@@ -42,6 +47,7 @@ def run_pipeline(
     only: str | None = None,
     round_index: int | None = None,
     on_change: OnChange = "refuse",
+    ray: str | None = None,
     stages: Sequence[Stage] = STAGES,
 ) -> None:
     """Bring the run folder ``root`` to the end of what ``config`` asks for.
@@ -59,10 +65,12 @@ def run_pipeline(
     round_index : the round of ``only``; None takes the first one in which it is not finished, or else the last
     on_change : what happens to stages that were done with other settings or from other inputs: "refuse" raises, "keep"
         leaves finished ones as they are, "redo" does them again (and, through their outputs, all that follow)
+    ray : a Ray cluster that collects, dreams and drives, "auto" or HOST:PORT; results are those without it
 
     Raises RunMismatchError where the folder holds other work, RunBusyError where another process is at it,
     MissingStageError where ``only`` lacks an input, CorruptFileError where an artifact is not as its stage left it,
-    ConfigError or MissingDependencyError where this machine cannot do what the configuration asks for.
+    ConfigError or MissingDependencyError where this machine cannot do what the configuration asks for, WMEngineError
+    where the cluster is not there or is lost.
     """
     run = RunFolder(Path(root))
     check_machine(config)
@@ -73,8 +81,8 @@ def run_pipeline(
         sweep_temporaries(run.root)
         manifest = Manifest(run.manifest)
         use_threads(config.threads)
-        with Recorder(run.metrics) as recorder:
-            rounds = [Round(run, index, config, recorder) for index in range(config.iterations)]
+        with Recorder(run.metrics) as recorder, _workers(config, ray) as fleet:
+            rounds = [Round(run, index, config, recorder, fleet) for index in range(config.iterations)]
             _settle_changes(run, manifest, config, on_change, stages, recorder)
             config.write(run.config)
             if only is not None:
@@ -94,6 +102,15 @@ def run_pipeline(
                     worked.append(_score_choice(rounds, manifest))
                 if any(worked) or not (run.report / "index.html").exists():
                     write_report(run)
+
+
+@contextlib.contextmanager
+def _workers(config: Config, ray: str | None) -> Iterator[Fleet | None]:
+    if ray is None:
+        yield None
+        return
+    with contextlib.closing(RayFleet(ray, config.cluster, config.device, torch.get_num_threads())) as fleet:
+        yield fleet
 
 
 def _check_folder(run: RunFolder) -> None:

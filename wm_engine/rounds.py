@@ -12,11 +12,14 @@ from torch import Tensor
 from wm_engine.agent import Agent
 from wm_engine.config import Config
 from wm_engine.controller import SQUASH_RANGES, ControllerSpec, load_controller
+from wm_engine.distributed import DreamRecipe, FleetEngine
 from wm_engine.dream import DreamEngine, Starts
 from wm_engine.dream.starts import recorded_starts
 from wm_engine.envs import choose_backend, make_env
 from wm_engine.errors import ConfigError, MissingDependencyError
 from wm_engine.evolve import DreamFitness, RealFitness, derive_seed
+from wm_engine.evolve.fitness import Dreamer
+from wm_engine.fleet import Fleet
 from wm_engine.memory.model import MDNRNN
 from wm_engine.records import Recorder
 from wm_engine.runs import Checkpoints, RunFolder
@@ -26,12 +29,13 @@ from wm_engine.vision.model import VAE
 
 @dataclass(frozen=True)
 class Round:
-    """What a stage works with: the run, which round it is, and the configuration."""
+    """What a stage works with: the run, which round it is, the configuration, and a cluster's workers if any."""
 
     run: RunFolder
     index: int
     config: Config
     recorder: Recorder
+    fleet: Fleet | None = None
 
     @property
     def folder(self) -> RunFolder:
@@ -167,6 +171,17 @@ def make_engine(config: Config, m: MDNRNN, spec: ControllerSpec) -> DreamEngine:
         raise MissingDependencyError(f"dream.backend: {error}") from error
 
 
+def make_dreamer(current: Round, m: MDNRNN, spec: ControllerSpec) -> Dreamer:
+    """What dreams in this round: an engine here, or one on each of the cluster's workers."""
+    settings, fleet = current.config.dream, current.fleet
+    if fleet is None:
+        return make_engine(current.config, m, spec)
+    device, backend = fleet.device, settings.backend
+    if backend == "auto" and fleet.device == current.device.type:
+        backend = make_engine(current.config, m, spec).backend
+    return FleetEngine(DreamRecipe(m, spec, device, backend, settings.precision), fleet)
+
+
 def dream_starts(current: Round, m: MDNRNN, use: str, count: int, mid_fraction: float) -> Starts:
     latents = Latents.open(current.folder.latents)
     return recorded_starts(m, latents, count, mid_fraction, current.seed("starts", use))
@@ -178,7 +193,7 @@ def dream_fitness(
     """The dream as the controller is trained in it, with the luck of one use of it."""
     settings = current.config.controller
     return DreamFitness(
-        make_engine(current.config, m, spec),
+        make_dreamer(current, m, spec),
         dream_starts(current, m, use, settings.starts, settings.mid_fraction),
         episodes=episodes,
         max_steps=max_steps,
@@ -213,6 +228,7 @@ def real_fitness(
         seed=current.seed("real", use),
         device=current.device,
         precision=current.config.vision.precision,
+        fleet=current.fleet,
     )
 
 

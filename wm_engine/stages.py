@@ -16,11 +16,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from wm_engine.assess import assess, fidelity_file, parts_folder, scores_file, video_file
 from wm_engine.collect import collect
 from wm_engine.config import Config
-from wm_engine.controller import load_controller, save_controller
-from wm_engine.evolve import ControllerSettings, RealFitness, train_controller
+from wm_engine.controller import ControllerSpec, load_controller, save_controller
+from wm_engine.errors import ConfigError
+from wm_engine.evolve import ControllerResult, ControllerSettings, Distribution, RealFitness, train_controller
 from wm_engine.memory.model import MDNRNN
 from wm_engine.memory.training import train_memory
 from wm_engine.rollouts import RolloutStore
@@ -33,7 +36,7 @@ from wm_engine.rounds import (
     make_agent,
     real_fitness,
 )
-from wm_engine.runs import Checkpoints, Manifest, file_fingerprint, fingerprint
+from wm_engine.runs import Checkpoints, Manifest, RunFolder, file_fingerprint, fingerprint
 from wm_engine.settings import Section
 from wm_engine.vision.latents import Latents, encode_store
 from wm_engine.vision.model import VAE
@@ -165,6 +168,7 @@ def _collect(current: Round) -> None:
         iteration=current.index,
         agent=agent,
         recorder=current.recorder,
+        fleet=current.fleet,
     )
 
 
@@ -186,6 +190,7 @@ def _collect_by_evolution(current: Round, store: RolloutStore) -> None:
         seed=current.seed("collect"),
         device=current.device,
         precision=current.config.vision.precision,
+        fleet=current.fleet,
         store=store,
         store_episodes=_KEPT_A_GENERATION,
         iteration=current.index,
@@ -256,9 +261,13 @@ def _controller(current: Round) -> None:
     settings, folder = current.config.controller, current.folder
     vae, m = load_models(current)
     spec = controller_spec(current, m)
+    initial = _first_distribution(current, spec)
     real = real_fitness(
         current, vae, m, spec, "evolution", settings.real_episodes, settings.real_steps, settings.real_patience
     )
+    identity = {"vision": file_fingerprint(folder.vision), "memory": file_fingerprint(folder.memory)}
+    if initial is not None:
+        identity["initial"] = file_fingerprint(folder.evolution / "initial.safetensors")
     with closing(real):
         result = train_controller(
             settings,
@@ -269,10 +278,46 @@ def _controller(current: Round) -> None:
             checkpoints=Checkpoints(folder.evolution),
             recorder=current.recorder,
             iteration=current.index,
-            identity={"vision": file_fingerprint(folder.vision), "memory": file_fingerprint(folder.memory)},
+            initial=initial,
+            identity=identity,
         )
     result.save(evolution_result(folder))
     save_controller(folder.controller, spec, result.params)
+
+
+def _first_distribution(current: Round, spec: ControllerSpec) -> Distribution | Tensor | None:
+    """What ``controller.init_from`` names, for the first round: later ones act on other hidden states.
+
+    It is copied into the round's folder when the evolution begins, so that going on needs the other run no more.
+    """
+    settings = current.config.controller
+    if not settings.init_from or current.index:
+        return None
+    copy = current.folder.evolution / "initial.safetensors"
+    source = copy if copy.exists() else _result_of(Path(settings.init_from))
+    try:
+        found = ControllerResult.load(source)
+    except FileNotFoundError as error:
+        raise ConfigError(f"controller.init_from: {source}: no such file; name a run with a controller") from error
+    there, distribution = found.spec, found.distribution
+    if there is None or distribution is None:
+        raise ConfigError(f"controller.init_from: {source}: written before a search's distribution was kept in it")
+    if there != spec:
+        theirs, ours = asdict(there), asdict(spec)
+        changes = [f"{name} {theirs[name]} there, {ours[name]} here" for name in ours if theirs[name] != ours[name]]
+        raise ConfigError(f"controller.init_from: {source}: another controller's shape: {'; '.join(changes)}")
+    if source != copy:
+        found.save(copy)
+    return distribution if settings.init_with == "distribution" else distribution.mean
+
+
+def _result_of(path: Path) -> Path:
+    """The evolution's result in a run's folder (of its chosen round), in a round's, or the file itself."""
+    if path.is_file():
+        return path
+    run = RunFolder(path)
+    chosen = Manifest(run.manifest).published if run.manifest.exists() else None
+    return evolution_result(run if chosen is None else run.iteration(chosen))
 
 
 def _clear_files(*stage_paths: Callable[[Round], Path]) -> Callable[[Round], None]:

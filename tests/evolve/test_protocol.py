@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from wm_engine.evolve.protocol import derive_seed, rank
+from wm_engine.evolve import BatchedCMAES, PycmaES, restore_optimizer
+from wm_engine.evolve.protocol import Distribution, derive_seed, rank
 
 
 def test_greater_is_better() -> None:
@@ -55,3 +57,56 @@ def test_seeds_follow_the_documented_hash_and_differ() -> None:
     seeds = {derive_seed(seed, kind, g) for seed in range(3) for kind in ("dream", "tracks") for g in range(100)}
     assert len(seeds) == 600
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("kind", [PycmaES, BatchedCMAES])
+def test_a_new_search_draws_from_an_earlier_ones_distribution(kind: type[PycmaES] | type[BatchedCMAES]) -> None:
+    """Mean, scales and correlations: whitened by the earlier distribution, the first candidates are white noise."""
+    scales = 10.0 ** torch.arange(4, dtype=torch.float64)
+    earlier = kind(torch.ones(4), 0.5, 20, 3)
+    for _ in range(25):
+        candidates = earlier.ask()
+        earlier.tell(-(scales * (candidates + candidates.roll(1, dims=1)) ** 2).sum(dim=1))
+    found = Distribution.of(earlier.distribution.tensors())
+    assert found.factor is not None
+    assert float(found.factor.diagonal().max() / found.factor.diagonal().min()) > 10
+
+    later = kind(found.mean, found.sigma, 4000, 5, factor=found.factor)
+    steps = (later.ask() - found.mean).T / found.sigma
+    white = torch.linalg.solve_triangular(found.factor, steps, upper=False)
+    error = white @ white.T / 4000 - torch.eye(4, dtype=torch.float64)
+    assert float(error.abs().max()) < 6 / 4000**0.5  # six standard errors of a correlation
+
+
+@pytest.mark.parametrize("kind", [PycmaES, BatchedCMAES])
+def test_a_search_from_a_distribution_survives_its_state(kind: type[PycmaES] | type[BatchedCMAES]) -> None:
+    factor = torch.tensor([[2.0, 0.0, 0.0], [0.5, 1.0, 0.0], [0.1, 0.2, 0.3]])
+    search = kind(torch.ones(3), 0.2, 8, 1, factor=factor)
+    for _ in range(5):
+        search.tell(-(search.ask() ** 2).sum(dim=1))
+    again = restore_optimizer(*search.state())
+    assert torch.equal(again.ask(), search.ask())
+    assert torch.equal(again.distribution.mean, search.distribution.mean)
+
+
+@pytest.mark.parametrize("kind", [PycmaES, BatchedCMAES])
+@pytest.mark.parametrize(
+    ("factor", "message"),
+    [
+        (torch.eye(4), r"factor must have shape \[3\] or \[3, 3\], but had \[4, 4\]"),
+        (torch.ones(3, 3), "lower triangular"),
+        (torch.tensor([1.0, 0.0, 1.0]), "a diagonal above 0"),
+        (torch.tensor([1.0, torch.nan, 1.0]), "finite"),
+    ],
+)
+def test_a_factor_that_is_none_is_named(kind: Any, factor: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(torch.zeros(3), 0.1, 8, factor=factor)
+
+
+def test_a_diagonal_search_begins_with_a_diagonal() -> None:
+    stds = torch.tensor([1.0, 2.0, 3.0])
+    search = BatchedCMAES(torch.zeros(3), 0.1, 8, variant="separable", factor=stds)
+    assert torch.equal(search.distribution.factor, stds.double())
+    with pytest.raises(ValueError, match=r"shape \[3\], but had \[3, 3\]"):
+        BatchedCMAES(torch.zeros(3), 0.1, 8, variant="separable", factor=torch.eye(3))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wm_engine.controller import ControllerSpec
 from wm_engine.errors import RunMismatchError, WMEngineError
-from wm_engine.evolve.protocol import derive_seed
+from wm_engine.evolve.protocol import Distribution, derive_seed
 from wm_engine.evolve.training import ControllerResult, ControllerSettings, train_controller
 from wm_engine.records import Recorder, read_metrics
 from wm_engine.runs import Checkpoints, save_tensors
@@ -69,6 +69,10 @@ def train(folder: Path, **arguments: Any) -> ControllerResult:
 def assert_equal(first: ControllerResult, second: ControllerResult) -> None:
     assert torch.equal(first.params, second.params)
     assert (first.source, first.scores) == (second.source, second.scores)
+    assert first.spec == second.spec
+    assert torch.equal(first.distribution.mean, second.distribution.mean)
+    assert torch.equal(first.distribution.factor, second.distribution.factor)
+    assert first.distribution.sigma == second.distribution.sigma
     for ours, theirs in ((first.winners, second.winners), (first.history, second.history)):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -240,6 +244,38 @@ def test_the_search_begins_at_initial(tmp_path: Path) -> None:
     assert (result.params - 0.25).abs().max() < 1e-4
     with pytest.raises(ValueError, match="initial must have shape"):
         train(tmp_path / "other", dream=Hill(1.0), initial=torch.zeros(D + 1))
+
+
+@pytest.mark.parametrize("optimizer", ["pycma", "batched"])
+def test_a_new_training_goes_on_with_an_earlier_ones_distribution(tmp_path: Path, optimizer: str) -> None:
+    chosen = settings(dream_generations=30, optimizer=optimizer)
+    first = train(tmp_path / "first", settings=chosen, dream=Hill(1.0))
+    assert first.distribution is not None
+    assert first.distribution.sigma < 0.3
+    begun = train(
+        tmp_path / "new",
+        settings=settings(dream_generations=1, finalists=0),
+        dream=Hill(1.0),
+        initial=first.distribution,
+    )
+    spread = (begun.history["dream"] - first.distribution.mean).norm()
+    assert spread < 3 * first.distribution.sigma * first.distribution.factor.norm()
+    rows = read_metrics(tmp_path / "new" / "metrics" / "metrics.jsonl")
+    assert rows[0]["mean"] > read_metrics(tmp_path / "first" / "metrics" / "metrics.jsonl")[0]["mean"]
+
+
+def test_killed_at_any_call_a_training_from_a_distribution_ends_the_same(tmp_path: Path) -> None:
+    initial = Distribution(torch.full((D,), 0.5, dtype=torch.float64), 0.2, torch.linspace(0.5, 2.0, D).double())
+    chosen = settings(train_in="dream_then_real")
+    dream = Hill(1.0)
+    whole = train(tmp_path / "whole", settings=chosen, dream=dream, real=Hill(0.5), initial=initial)
+    for kill in range(dream.calls):
+        fatal = Hill(1.0)
+        fatal.killed_at = kill
+        with pytest.raises(Killed):
+            train(tmp_path / str(kill), settings=chosen, dream=fatal, real=Hill(0.5), initial=initial)
+        again = train(tmp_path / str(kill), settings=chosen, dream=Hill(1.0), real=Hill(0.5), initial=initial)
+        assert_equal(again, whole)
 
 
 def test_a_result_survives_its_file(tmp_path: Path) -> None:

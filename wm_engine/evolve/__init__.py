@@ -3,7 +3,7 @@
 from wm_engine.evolve.cmaes import BatchedCMAES
 from wm_engine.evolve.fitness import DreamFitness, Fitness, RealFitness
 from wm_engine.evolve.optimizers import make_optimizer, restore_optimizer
-from wm_engine.evolve.protocol import Optimizer, derive_seed
+from wm_engine.evolve.protocol import Distribution, Optimizer, derive_seed
 from wm_engine.evolve.pycma import PycmaES
 from wm_engine.evolve.training import ControllerResult, ControllerSettings, train_controller
 
@@ -11,6 +11,7 @@ __all__ = [
     "BatchedCMAES",
     "ControllerResult",
     "ControllerSettings",
+    "Distribution",
     "DreamFitness",
     "Fitness",
     "Optimizer",

@@ -26,7 +26,16 @@ import torch
 from torch import Tensor
 
 from wm_engine.checks import check_choice
-from wm_engine.evolve.protocol import Ranking, Returns, State, check_start, derive_seed, rank
+from wm_engine.evolve.protocol import (
+    Distribution,
+    Ranking,
+    Returns,
+    State,
+    check_factor,
+    check_start,
+    derive_seed,
+    rank,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -117,6 +126,10 @@ class _Shape(Protocol):
         """The largest standard deviation of a coordinate, less σ."""
         ...
 
+    def factor(self) -> Tensor:
+        """L, [D, D] or, where it is diagonal, [D]."""
+        ...
+
     def state(self) -> dict[str, Tensor]:
         """The tensors that the constructor takes."""
         ...
@@ -171,6 +184,9 @@ class _FullShape:
     def greatest_std(self) -> float:
         return float(torch.linalg.vector_norm(self._factor, dim=1).max())
 
+    def factor(self) -> Tensor:
+        return self._factor
+
     def state(self) -> dict[str, Tensor]:
         waiting = torch.tensor(self._waiting)
         return {"factor": self._factor, "waiting": waiting} | ({"pending": self._pending} if self._waiting else {})
@@ -218,6 +234,9 @@ class _DiagonalShape:
     def greatest_std(self) -> float:
         return float(self._stds.max())
 
+    def factor(self) -> Tensor:
+        return self._stds
+
     def state(self) -> dict[str, Tensor]:
         return {"stds": self._stds}
 
@@ -231,6 +250,7 @@ class BatchedCMAES:
     seed : generation g draws from a generator keyed with ``derive_seed(seed, "cmaes", g)``
     variant : "full" | "separable" (a diagonal C, memory O(P·D)) | "auto": separable above 5,000 dimensions
     device : where the state lives; candidates are drawn there too, so other kinds of device draw other ones
+    factor : of the first distribution (see :class:`wm_engine.evolve.protocol.Distribution`); None: the identity
 
     State is float64; the white noise, and products in which it is exact enough, are float32. As in ``cma``, the step
     size is adapted by the length of its path (CSA) below 300 dimensions, and above by two-point adaptation (TPA;
@@ -248,6 +268,7 @@ class BatchedCMAES:
         *,
         variant: str = "auto",
         device: str | torch.device = "cpu",
+        factor: Tensor | None = None,
     ) -> None:
         mean, self._sigma, self._popsize, self._seed = check_start(x0, sigma, popsize, seed)
         check_choice("variant", variant, VARIANTS)
@@ -259,8 +280,14 @@ class BatchedCMAES:
         self._test_steps, self._trend = mean.size >= _TEST_STEPS_FROM, 0.0
         self._parameters = Parameters.of(mean.size, self._popsize, self._separable)
         self._weights = self._parameters.weights.to(self._device)
-        ones = torch.ones_like(self._mean)
-        self._shape: _Shape = _DiagonalShape(ones) if self._separable else _FullShape(ones.diag(), self._parameters.gap)
+        first = torch.ones_like(self._mean)
+        if factor is not None:
+            first = check_factor(factor, mean.size, diagonal_only=self._separable).to(self._device)
+        self._shape: _Shape
+        if self._separable:
+            self._shape = _DiagonalShape(first)
+        else:
+            self._shape = _FullShape(first.diag() if first.dim() == 1 else first, self._parameters.gap)
         self._noise: Tensor | None = None
         self.last_ranking: Ranking | None = None
 
@@ -283,6 +310,10 @@ class BatchedCMAES:
     @property
     def sigma(self) -> float:
         return self._sigma
+
+    @property
+    def distribution(self) -> Distribution:
+        return Distribution(self.mean.cpu(), self._sigma, self._shape.factor().cpu().clone())
 
     def ask(self) -> Tensor:
         if self._noise is None:

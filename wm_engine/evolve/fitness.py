@@ -6,6 +6,7 @@ that their order reflects the candidates; every generation draws fresh ones, so 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -14,15 +15,16 @@ from torch import Tensor
 
 from wm_engine.agent import Agent
 from wm_engine.checks import check_int
-from wm_engine.collect import OnStep, drive, recording, track_seeds
+from wm_engine.collect import track_seeds
 from wm_engine.controller import ControllerSpec
-from wm_engine.dream.engine import DreamEngine
-from wm_engine.dream.types import Starts
-from wm_engine.envs import BatchedEnv, EnvSettings, make_env
+from wm_engine.dream.types import DreamOutput, Starts
+from wm_engine.envs import EnvSettings
 from wm_engine.evolve.protocol import derive_seed
+from wm_engine.fleet import Fleet
 from wm_engine.memory.model import MDNRNN
-from wm_engine.rollouts import RolloutStore
+from wm_engine.rollouts import EpisodeWriter, RolloutStore
 from wm_engine.vision.model import VAE
+from wm_engine.waves import Candidates, Crews, Wave
 
 BEGIN, CHOOSE, SCORE = "begin", "choose", "score"
 """Streams of fresh noise: to choose where a later phase begins, to choose among finalists, to score the choice with."""
@@ -43,10 +45,29 @@ class Fitness(Protocol):
         ...
 
 
+class Dreamer(Protocol):
+    """What dreams: a :class:`wm_engine.dream.engine.DreamEngine`, or a fleet of them."""
+
+    def rollout(
+        self,
+        params: Tensor,
+        starts: Starts,
+        *,
+        episodes: int,
+        max_steps: int,
+        temperature: float,
+        seed: int,
+        reward: str,
+        done: str,
+    ) -> DreamOutput:
+        """See :meth:`wm_engine.dream.engine.DreamEngine.rollout`."""
+        ...
+
+
 class DreamFitness:
     """Returns in M's dream.
 
-    engine : dreams; its controller gives D
+    engine : dreams
     starts : states that episodes begin from; which of them a generation uses is drawn anew each generation
     episodes, max_steps, temperature, reward, done : as in :meth:`wm_engine.dream.engine.DreamEngine.rollout`
     seed : generation g dreams with ``derive_seed(seed, "dream", g)``
@@ -56,7 +77,7 @@ class DreamFitness:
 
     def __init__(
         self,
-        engine: DreamEngine,
+        engine: Dreamer,
         starts: Starts,
         *,
         episodes: int = 16,
@@ -117,6 +138,7 @@ class RealFitness:
     final_steps : where an episode of :meth:`fresh` is cut, which knows no patience; None: at ``max_steps``
     lanes : environments driven at once; bounds the memory. Results depend on it in the last bits only.
     device, precision : of the agent
+    fleet : drives the waves, several at once, with the same returns; None: this process drives them one by one
     store : appends episodes of every generation, the first ``store_episodes`` of it in the order of candidates, as of
         the policy "evolve" and the round ``iteration``. Asked for the same generation again, by a resumed run, it
         appends only what is missing.
@@ -139,20 +161,21 @@ class RealFitness:
         seed: int = 0,
         device: str | torch.device = "cpu",
         precision: str = "fp32",
+        fleet: Fleet | None = None,
         store: RolloutStore | None = None,
         store_episodes: int = 16,
         iteration: int = 0,
     ) -> None:
-        self._env_settings, self._vae, self._mdnrnn, self._spec = env_settings, vae, mdnrnn, spec
+        agent = Agent(vae, mdnrnn, spec, torch.zeros(1, spec.num_params), device, precision)
+        self._crews = Crews(env_settings, agent, fleet)
         self._episodes = check_int("episodes", episodes, least=1)
         self._max_steps = check_int("max_steps", max_steps, least=1)
         self._final_steps = self._max_steps if final_steps is None else check_int("final_steps", final_steps, least=1)
         self._patience = check_int("patience", patience, least=0)
         self._lanes = check_int("lanes", lanes, least=1)
-        self._seed, self._device, self._precision = seed, device, precision
+        self._seed = seed
         self._store, self._iteration = store, iteration
         self._store_episodes = check_int("store_episodes", store_episodes, least=1)
-        self._envs: dict[int, BatchedEnv] = {}
         self.steps = 0
 
     def __call__(self, params: Tensor, generation: int) -> Tensor:
@@ -165,32 +188,28 @@ class RealFitness:
 
     def close(self) -> None:
         """End the environments; a later call starts new ones."""
-        for env in self._envs.values():
-            env.close()
-        self._envs.clear()
+        self._crews.close()
 
     def _drive(self, params: Tensor, tracks: list[int], max_steps: int, patience: int, stored: range) -> Tensor:
         """Returns f32 [P, E]; the episodes ``stored`` of the P·E, candidate by candidate, go to the store."""
-        agent = Agent(self._vae, self._mdnrnn, self._spec, params, self._device, self._precision)
         candidates = np.repeat(np.arange(len(params)), len(tracks))
         seeds = np.tile(tracks, len(params))
-        env = self._env(min(self._lanes, len(seeds)), max_steps)
-        returns = np.empty(len(seeds), dtype=np.float32)
+        waves = []
         for first in range(0, len(seeds), self._lanes):
-            wave = slice(first, first + self._lanes)
-            agent.begin(candidates[wave])
-            driven = drive(env, agent, seeds[wave].tolist(), self._recording(stored, first, seeds[wave]), patience)
-            returns[wave] = [np.nan if one.failed else one.total_reward for one in driven]
-            self.steps += sum(one.steps for one in driven)
+            lanes = slice(first, first + self._lanes)
+            mine, local = np.unique(candidates[lanes], return_inverse=True)
+            recorded = tuple(episode - first for episode in stored if 0 <= episode - first < len(local))
+            drivers = Candidates(params[torch.from_numpy(mine)], local)
+            waves.append(Wave(seeds[lanes].tolist(), drivers, max_steps, patience, recorded))
+        driven = [one for wave in self._crews.drive(waves, self._writers) for one in wave]
+        self.steps += sum(one.steps for one in driven)
+        returns = np.array([np.nan if one.failed else one.total_reward for one in driven], dtype=np.float32)
         return torch.from_numpy(returns).view(len(params), len(tracks))
 
-    def _env(self, lanes: int, max_steps: int) -> BatchedEnv:
-        env = self._envs.get(max_steps)
-        if env is None or env.num_lanes < lanes:
-            if env is not None:
-                env.close()
-            env = self._envs[max_steps] = make_env(self._env_settings, lanes, max_steps)
-        return env
+    def _writers(self, wave: Wave) -> Mapping[int, EpisodeWriter]:
+        if self._store is None:
+            return {}
+        return {lane: self._store.writer(wave.seeds[lane], "evolve", self._iteration) for lane in wave.recorded}
 
     def _to_store(self, params: Tensor, generation: int) -> range:
         """Which of the generation's episodes are to be appended: those it should have there, less those it has."""
@@ -200,10 +219,3 @@ class RealFitness:
         infos = (self._store.info(index) for index in range(len(self._store)))
         there = sum(info.policy == "evolve" and info.iteration == self._iteration for info in infos)
         return range(min(max(there - generation * wanted, 0), wanted), wanted)
-
-    def _recording(self, stored: range, first: int, seeds: np.ndarray) -> OnStep | None:
-        if self._store is None:
-            return None
-        mine = [episode - first for episode in stored if first <= episode < first + len(seeds)]
-        writers = {lane: self._store.writer(int(seeds[lane]), "evolve", self._iteration) for lane in mine}
-        return recording(writers)

@@ -19,12 +19,17 @@ OPTIMIZERS: dict[str, type[PycmaES] | type[BatchedCMAES]] = {"pycma": PycmaES, "
 BATCHED_FROM = 128
 
 
-def make_optimizer(name: str, x0: Any, sigma: float, popsize: int, seed: int = 0) -> Optimizer:
-    """The optimiser of that name around x0 [D]; ``auto`` takes ``pycma`` below a popsize of 128, else ``batched``."""
+def make_optimizer(
+    name: str, x0: Any, sigma: float, popsize: int, seed: int = 0, *, factor: Tensor | None = None
+) -> Optimizer:
+    """The optimiser of that name around x0 [D]; ``auto`` takes ``pycma`` below a popsize of 128, else ``batched``.
+
+    ``factor``: of the first distribution; None: the identity.
+    """
     check_choice("optimizer", name, ("auto", *OPTIMIZERS))
     if name == "auto":
         name = "pycma" if popsize < BATCHED_FROM else "batched"
-    return OPTIMIZERS[name](x0, sigma, popsize, seed)
+    return OPTIMIZERS[name](x0, sigma, popsize, seed, factor=factor)
 
 
 def restore_optimizer(tensors: dict[str, Tensor], values: dict[str, Any]) -> Optimizer:

@@ -7,7 +7,7 @@ moves its distribution. Only the order of the returns matters, so a monotone cha
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -45,6 +45,10 @@ class Optimizer(Protocol):
         """The global step size."""
 
     @property
+    def distribution(self) -> Distribution:
+        """What the next generation is drawn from; a new optimiser may begin with it."""
+
+    @property
     def last_ranking(self) -> Ranking | None:
         """How the latest ``tell`` ranked its returns; None before the first."""
 
@@ -60,6 +64,29 @@ class Optimizer(Protocol):
 
     def state(self) -> State:
         """Everything that a continued run needs, as (tensors, JSON-able values), taken between generations."""
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A normal distribution over [D], as plain arrays: N(mean, sigma²·L·Lᵀ).
+
+    mean : float64 [D]; sigma : the step size
+    factor : L, float64: [D, D] lower triangular, [D] the diagonal of a diagonal one, or None for the identity
+    """
+
+    mean: Tensor
+    sigma: float
+    factor: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The arrays by name; :meth:`of` reads them back."""
+        named = {"mean": self.mean, "sigma": torch.tensor(self.sigma, dtype=torch.float64)}
+        return named | ({} if self.factor is None else {"factor": self.factor})
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Distribution:
+        """The distribution whose ``tensors()`` these were; KeyError where one is missing."""
+        return cls(tensors["mean"], float(tensors["sigma"]), tensors.get("factor"))
 
 
 @dataclass(frozen=True)
@@ -113,6 +140,19 @@ def check_start(x0: Any, sigma: Any, popsize: Any, seed: Any) -> tuple[np.ndarra
     return mean.copy(), step, check_int("popsize", popsize, least=4), check_int("seed", seed, least=0)
 
 
+def check_factor(factor: Tensor, dimension: int, diagonal_only: bool = False) -> Tensor:
+    """A distribution's factor, float64 with its own memory, checked; ValueError where it is none for ``dimension``."""
+    shapes = [[dimension]] if diagonal_only else [[dimension], [dimension, dimension]]
+    if list(factor.shape) not in shapes:
+        raise ValueError(f"factor must have shape {' or '.join(map(str, shapes))}, but had {list(factor.shape)}")
+    factor = as_float64(factor.detach().cpu())
+    axes = factor if factor.dim() == 1 else factor.diagonal()
+    lower = factor.dim() == 1 or torch.equal(factor, factor.tril())
+    if not (lower and bool(torch.isfinite(factor).all()) and bool((axes > 0).all())):
+        raise ValueError("factor must be finite, lower triangular, with a diagonal above 0, but was not")
+    return factor
+
+
 def derive_seed(seed: int, *words: str | int) -> int:
     """A seed of 63 bits for one use of a run's ``seed``, different for every sequence of ``words``.
 
@@ -126,4 +166,6 @@ def derive_seed(seed: int, *words: str | int) -> int:
 
 def as_float64(values: np.ndarray | Tensor) -> Tensor:
     """A float64 tensor with its own memory."""
-    return torch.as_tensor(values, dtype=torch.float64).clone()
+    if isinstance(values, Tensor):
+        return values.to(torch.float64, copy=True)
+    return torch.from_numpy(np.array(values, dtype=np.float64))

@@ -10,7 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wm_engine.evolve.protocol import Ranking, Returns, State, as_float64, check_start, rank
+from wm_engine.evolve.protocol import (
+    Distribution,
+    Ranking,
+    Returns,
+    State,
+    as_float64,
+    check_factor,
+    check_start,
+    rank,
+)
 
 # Far outside what a search needs; they keep a diverging or collapsing step size inside floating-point range.
 _LEAST_STD, _GREATEST_STD = 1e-15, 1e15
@@ -19,20 +28,23 @@ _LEAST_STD, _GREATEST_STD = 1e-15, 1e15
 class PycmaES:
     """``cma.CMAEvolutionStrategy`` with the package's own defaults: active CMA, CSA below 300 dimensions, TPA above.
 
-    x0 [D]: first mean; sigma: first step size; popsize: P, at least 4; seed: at least 0. The package neither prints
-    nor writes files nor touches NumPy's global random state.
+    x0 [D]: first mean; sigma: first step size; popsize: P, at least 4; seed: at least 0; factor: of the first
+    distribution (see :class:`wm_engine.evolve.protocol.Distribution`). With a factor L the package searches in the
+    coordinates u of x = x0 + L·u, where that distribution is round: CMA-ES is the same in any coordinates. The package
+    neither prints nor writes files nor touches NumPy's global random state.
 
     The state is the history of rankings, replayed when it is loaded: exact by construction, and independent of the
     package's internals. A replay costs what the optimiser itself cost, about 50 ms a generation at D = 867 and P = 64.
     """
 
-    def __init__(self, x0: Any, sigma: float, popsize: int, seed: int = 0) -> None:
+    def __init__(self, x0: Any, sigma: float, popsize: int, seed: int = 0, *, factor: Tensor | None = None) -> None:
         import cma  # here, because it takes more than a second to import and many runs never need it
 
         self._x0, self._sigma0, self._popsize, self._seed = check_start(x0, sigma, popsize, seed)
+        self._factor = None if factor is None else check_factor(factor, self._x0.size)
         self._noise = np.random.default_rng((self._seed, 0))
         self._es = cma.CMAEvolutionStrategy(
-            self._x0,
+            self._x0 if factor is None else np.zeros_like(self._x0),
             self._sigma0,
             {
                 "popsize": self._popsize,
@@ -63,16 +75,33 @@ class PycmaES:
 
     @property
     def mean(self) -> Tensor:
-        return as_float64(self._es.mean)
+        return self._outside(as_float64(self._es.mean))
 
     @property
     def sigma(self) -> float:
         return float(self._es.sigma)
 
+    @property
+    def distribution(self) -> Distribution:
+        covariance = as_float64(self._es.sm.covariance_matrix)
+        factor = (
+            torch.linalg.cholesky(covariance) * as_float64(np.broadcast_to(self._es.sigma_vec, self._x0.shape))[:, None]
+        )
+        if self._factor is not None:
+            factor = self._factor[:, None] * factor if self._factor.dim() == 1 else self._factor @ factor
+        return Distribution(self.mean, self.sigma, factor)
+
+    def _outside(self, points: Tensor) -> Tensor:
+        """Points [..., D] of the package's coordinates in those of the search."""
+        if self._factor is None:
+            return points
+        steps = points * self._factor if self._factor.dim() == 1 else points @ self._factor.T
+        return as_float64(self._x0) + steps
+
     def ask(self) -> Tensor:
         if self._asked is None:
             self._asked = self._es.ask()
-        return as_float64(np.stack(self._asked))
+        return self._outside(as_float64(np.stack(self._asked)))
 
     def tell(self, returns: Returns) -> None:
         if self._asked is None:
@@ -93,12 +122,14 @@ class PycmaES:
     def state(self) -> State:
         orders = np.stack(self._orders) if self._orders else np.empty((0, self._popsize), np.int32)
         tensors = {"x0": as_float64(self._x0), "orders": torch.from_numpy(orders)}
+        tensors |= {} if self._factor is None else {"first_factor": self._factor.clone()}
         return tensors, {"kind": "pycma", "sigma": self._sigma0, "popsize": self._popsize, "seed": self._seed}
 
     @classmethod
     def from_state(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> PycmaES:
         """The optimiser whose ``state()`` this was, ready for its next ``ask``."""
-        optimizer = cls(tensors["x0"], values["sigma"], values["popsize"], values["seed"])
+        factor = tensors.get("first_factor")
+        optimizer = cls(tensors["x0"], values["sigma"], values["popsize"], values["seed"], factor=factor)
         for order in tensors["orders"].numpy():
             optimizer.ask()
             optimizer._update(order.astype(np.int64))

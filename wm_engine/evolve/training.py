@@ -16,11 +16,11 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from wm_engine.checks import check_tensor
-from wm_engine.controller import ControllerSpec
+from wm_engine.controller import ControllerSpec, spec_metadata, spec_of
 from wm_engine.errors import CorruptFileError, RunMismatchError, WMEngineError
 from wm_engine.evolve.fitness import BEGIN, CHOOSE, SCORE, Fitness
 from wm_engine.evolve.optimizers import make_optimizer, restore_optimizer
-from wm_engine.evolve.protocol import Optimizer, derive_seed
+from wm_engine.evolve.protocol import Distribution, Optimizer, derive_seed
 from wm_engine.progress import track
 from wm_engine.records import Recorder
 from wm_engine.runs import Checkpoints, load_tensors, save_tensors
@@ -51,6 +51,14 @@ class ControllerSettings(Section):
 
     features: Literal["z", "zh", "zhc"] = Field("zh", description="what C sees of M's state")
     hidden_units: int = Field(0, ge=0, description="width of C's hidden layer; 0: linear")
+    init_from: str = Field(
+        "",
+        description="begin the first round's search where another run's ended: its folder, one of its rounds', or an "
+        "evolution/result.safetensors of the same controller shape",
+    )
+    init_with: Literal["mean", "distribution"] = Field(
+        "distribution", description="what of init_from: its mean alone, or its step size and covariance too"
+    )
     squash: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
         (), description="C's squash for each action, or one word for all; none: tanh for [-1, 1], sigmoid for [0, 1]"
     )
@@ -94,6 +102,9 @@ class ControllerResult:
         "real_mean", "real_std" over episodes
     winners : f32 [D] of each phase's winner, by the phase's name
     history : f32 [G, D] for each phase, the best candidate of every generation
+    spec : C's shape
+    distribution : the last phase's search distribution at its end, which a new run may begin with. Both are None where
+        they were read from a file that was written before they were kept.
     """
 
     params: Tensor
@@ -101,6 +112,8 @@ class ControllerResult:
     scores: dict[str, float]
     winners: dict[str, Tensor]
     history: dict[str, Tensor]
+    spec: ControllerSpec | None = None
+    distribution: Distribution | None = None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything as one safetensors file, atomically."""
@@ -108,6 +121,9 @@ class ControllerResult:
         tensors |= {f"winner.{phase}": winner for phase, winner in self.winners.items()}
         tensors |= {f"history.{phase}": best for phase, best in self.history.items()}
         metadata = {f"score.{name}": repr(value) for name, value in self.scores.items()}
+        if self.spec is not None and self.distribution is not None:
+            tensors |= {f"distribution.{name}": part for name, part in self.distribution.tensors().items()}
+            metadata |= {f"spec.{name}": value for name, value in spec_metadata(self.spec).items()}
         save_tensors(path, tensors, {"kind": "evolution", "source": self.source} | metadata)
 
     @classmethod
@@ -122,7 +138,9 @@ class ControllerResult:
 
         scores = {name: float(value) for name, value in named("score.", metadata).items()}
         winners, history = named("winner.", tensors), named("history.", tensors)
-        return cls(tensors["params"], metadata["source"], scores, winners, history)
+        parts, shape = named("distribution.", tensors), named("spec.", metadata)
+        spec, distribution = (spec_of(shape), Distribution.of(parts)) if parts and shape else (None, None)
+        return cls(tensors["params"], metadata["source"], scores, winners, history, spec, distribution)
 
 
 @dataclass(frozen=True)
@@ -146,7 +164,7 @@ def train_controller(
     checkpoints: Checkpoints,
     recorder: Recorder,
     iteration: int = 0,
-    initial: Tensor | None = None,
+    initial: Tensor | Distribution | None = None,
     identity: Mapping[str, Any] | None = None,
 ) -> ControllerResult:
     """Evolve a controller, from the newest checkpoint on.
@@ -157,7 +175,8 @@ def train_controller(
     dream, real : the fitnesses of the phases that ``settings.train_in`` names; one that is given beyond these only
         scores the winner
     seed : of the optimisers; the fitnesses have their own
-    initial : f32 [D], where the search begins; None: at zero
+    initial : where the search begins: f32 [D], a mean; a whole distribution, whose step size and covariance replace
+        the settings' in the first phase; None: at zero
     identity : JSON-able; what the result follows from beside the settings (M, V, data), so that checkpoints of another
         training are refused
 
@@ -167,13 +186,16 @@ def train_controller(
     Raises ValueError where a needed fitness is missing, RunMismatchError where the checkpoints belong to a training
     with other settings, WMEngineError where generation after generation has no finite return.
     """
-    start = torch.zeros(spec.num_params) if initial is None else check_tensor("initial", initial, [spec.num_params])
+    first = initial if isinstance(initial, Distribution) else None
+    mean = torch.zeros(spec.num_params) if initial is None else initial.mean if first is not None else initial
+    start = check_tensor("initial", mean, [spec.num_params])
     fitnesses = {"dream": dream, "real": real}
     phases = [_phase(settings, name, fitnesses[name]) for name in settings.train_in.split("_then_")]
     key = {"settings": settings.identity(), "seed": seed, "iteration": iteration, "identity": dict(identity or {})}
-    training = _Training(settings, phases, start.detach().cpu().double(), seed, iteration, key, checkpoints, recorder)
+    begin = Distribution(start.detach().cpu().double(), *((first.sigma, first.factor) if first else (phases[0].sigma,)))
+    training = _Training(settings, phases, begin, seed, iteration, key, checkpoints, recorder)
     training.run()
-    return training.result(fitnesses)
+    return training.result(fitnesses, spec)
 
 
 def _phase(settings: ControllerSettings, name: str, fitness: Fitness | None) -> _Phase:
@@ -192,7 +214,7 @@ class _Training:
         self,
         settings: ControllerSettings,
         phases: list[_Phase],
-        start: Tensor,
+        begin: Distribution,
         seed: int,
         iteration: int,
         key: dict[str, Any],
@@ -201,8 +223,8 @@ class _Training:
     ) -> None:
         self._settings, self._phases, self._seed, self._iteration = settings, phases, seed, iteration
         self._key, self._checkpoints, self._recorder = json.loads(json.dumps(key)), checkpoints, recorder
-        self._initial = start
-        self._tensors: dict[str, Tensor] = {"start": start}
+        self._initial = begin
+        self._tensors: dict[str, Tensor] = {"start": begin.mean}
         self._where: dict[str, Any] = {"phase": 0, "generation": 0, "unranked": 0, "elite": [], "sources": {}}
         self._optimizer: Optimizer | None = None
         self._restore()
@@ -213,20 +235,22 @@ class _Training:
             phase = self._phases[self._where["phase"]]
             if self._optimizer is None:
                 seed = derive_seed(self._seed, "optimizer", phase.name, self._iteration)
-                start, population = self._begin(phase), self._settings.population
-                self._optimizer = make_optimizer(self._settings.optimizer, start, phase.sigma, population, seed)
+                begin, population = self._begin(phase), self._settings.population
+                self._optimizer = make_optimizer(
+                    self._settings.optimizer, begin.mean, begin.sigma, population, seed, factor=begin.factor
+                )
             self._evolve(phase, self._optimizer)
             self._crown(phase, self._optimizer)
 
-    def _begin(self, phase: _Phase) -> Tensor:
+    def _begin(self, phase: _Phase) -> Distribution:
         """Where a phase begins: at the mean of the one before, or at the first point if that does better here."""
-        points = [self._tensors["start"], self._initial]
         if self._where["phase"] == 0:
-            return points[0]
+            return self._initial
+        points = [self._tensors["start"], self._initial.mean]
         returns = phase.fitness.fresh(torch.stack(points).float(), phase.final_episodes, BEGIN).double()
         means = torch.nan_to_num(returns.mean(dim=1), nan=-math.inf, posinf=-math.inf)
         _log.info("controller (%s): the mean so far makes %.1f here, the first point %.1f", phase.name, *means.tolist())
-        return points[int(means.argmax())]
+        return Distribution(points[int(means.argmax())], phase.sigma)
 
     def _evolve(self, phase: _Phase, optimizer: Optimizer) -> None:
         saved_at = time.monotonic()
@@ -320,14 +344,17 @@ class _Training:
             _log.info("controller (%s), final of %d episodes: %s %.1f", phase.name, phase.final_episodes, name, mean)
 
         self._tensors[f"winner.{phase.name}"] = finalists[first].clone()
-        self._tensors["start"] = optimizer.mean.cpu()
+        last = optimizer.distribution
+        self._tensors = {name: value for name, value in self._tensors.items() if not name.startswith("distribution.")}
+        self._tensors |= {f"distribution.{name}": part for name, part in last.tensors().items()}
+        self._tensors["start"] = last.mean.clone()
         del self._tensors["elite"]
         self._where |= {"phase": self._where["phase"] + 1, "generation": 0, "unranked": 0, "elite": []}
         self._where["sources"][phase.name] = names[first]
         self._optimizer = None
         self._save()
 
-    def result(self, fitnesses: Mapping[str, Fitness | None]) -> ControllerResult:
+    def result(self, fitnesses: Mapping[str, Fitness | None], spec: ControllerSpec) -> ControllerResult:
         """The last phase's winner, scored on luck that no choice was made with."""
         last = self._phases[-1].name
         winner = self._tensors[f"winner.{last}"]
@@ -345,6 +372,14 @@ class _Training:
             scores=scores,
             winners={name: self._tensors[f"winner.{name}"] for name in names},
             history={name: self._tensors[f"history.{name}"] for name in names},
+            spec=spec,
+            distribution=Distribution.of(
+                {
+                    name.removeprefix("distribution."): part
+                    for name, part in self._tensors.items()
+                    if name.startswith("distribution.")
+                }
+            ),
         )
 
     def _save(self) -> None:

@@ -1,0 +1,112 @@
+"""A dream that is shared out is the dream of one engine, to the bit."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from fleets import PickledFleet
+from world import World
+
+from wm_engine import DreamEngine, Starts
+from wm_engine.bench.cluster import Terms, traffic
+from wm_engine.bench.workload import Workload, prepare
+from wm_engine.distributed import DreamRecipe, FleetEngine
+from wm_engine.dream.cpp_backend import CppBackend
+from wm_engine.evolve import DreamFitness
+
+PLAN: dict[str, Any] = {"episodes": 4, "max_steps": 12, "seed": 7, "done": "sample"}
+BACKENDS = ["torch", pytest.param("cpp", marks=pytest.mark.skipif(not CppBackend.available()[0], reason="not built"))]
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World(candidates=11, starts=6)
+
+
+def shared_out(world: World, backend: str, workers: int) -> tuple[FleetEngine, PickledFleet]:
+    fleet = PickledFleet(workers)
+    return FleetEngine(DreamRecipe(world.m, world.spec, "cpu", backend, "fp32"), fleet), fleet
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("workers", [1, 2, 3, 20])
+@pytest.mark.parametrize("common", [True, False])
+def test_any_number_of_workers_dreams_the_same(world: World, backend: str, workers: int, common: bool) -> None:
+    plan = PLAN | {"common_random_numbers": common, "record": True, "first_candidate": 5}
+    whole = DreamEngine(world.m, world.spec, backend=backend).rollout(world.params, world.starts, **plan)
+    engine, fleet = shared_out(world, backend, workers)
+    shared = engine.rollout(world.params, world.starts, **plan)
+    for name, value in vars(whole).items():
+        assert torch.equal(getattr(shared, name), value), name
+    assert fleet.tasks == [min(workers, 11)]
+
+
+def test_an_engine_is_built_once_a_worker(world: World) -> None:
+    engine, fleet = shared_out(world, "torch", 2)
+    for seed in range(3):
+        engine.rollout(world.params, world.starts, **(PLAN | {"seed": seed}))
+    assert fleet.built == 2
+
+
+def test_the_fitness_is_the_same_and_counts_the_same_steps(world: World) -> None:
+    options: dict[str, Any] = {"episodes": 4, "max_steps": 12, "done": "sample", "seed": 3}
+    alone = DreamFitness(DreamEngine(world.m, world.spec, backend="torch"), world.starts, **options)
+    engine, _ = shared_out(world, "torch", 3)
+    together = DreamFitness(engine, world.starts, **options)
+    for generation in range(2):
+        assert torch.equal(together(world.params, generation), alone(world.params, generation))
+    assert torch.equal(together.fresh(world.params, 5, "final"), alone.fresh(world.params, 5, "final"))
+    assert together.steps == alone.steps > 0
+
+
+def test_a_shard_travels_alone(world: World) -> None:
+    """What is pickled is the shard's rows, not the whole population behind them."""
+    sizes = []
+
+    class Weighing(PickledFleet):
+        def map(self, recipe: Any, tasks: Any) -> Any:
+            sizes.extend(task["params"].untyped_storage().nbytes() for task in tasks)
+            return super().map(recipe, tasks)
+
+    FleetEngine(DreamRecipe(world.m, world.spec, "cpu", "torch", "fp32"), Weighing(11)).rollout(
+        world.params, world.starts, **PLAN
+    )
+    assert sizes == [4 * world.spec.num_params] * 11
+
+
+def test_bad_arguments_are_named(world: World) -> None:
+    engine, _ = shared_out(world, "torch", 2)
+    with pytest.raises(ValueError, match="params must have shape"):
+        engine.rollout(world.params[:, 1:], world.starts, **PLAN)
+    with pytest.raises(ValueError, match="episodes"):
+        engine.rollout(world.params, world.starts, **(PLAN | {"episodes": 0}))
+
+
+def test_what_travels_is_what_the_formula_says() -> None:
+    """Pickled tasks and answers are the formula's bytes, and less than a few thousand more for names and shapes."""
+    work = Workload(candidates=64, episodes=16, steps=2)
+    setup = prepare(work)
+    sizes = {"out": 0, "back": 0}
+
+    class Weighing(PickledFleet):
+        def map(self, recipe: Any, tasks: Any) -> Any:
+            sizes["out"] += sum(len(pickle.dumps(task)) for task in tasks)
+            for answer in super().map(recipe, tasks):
+                sizes["back"] += len(pickle.dumps(answer))
+                yield answer
+
+    starts = Starts(*(part[:16] for part in (setup.starts.z, torch.zeros(16, 256), torch.zeros(16, 256))))
+    recipe = DreamRecipe(setup.m, setup.spec, "cpu", "torch", "fp32")
+    FleetEngine(recipe, Weighing(4)).rollout(setup.params, starts, episodes=16, max_steps=2)
+    out, back = traffic(work, setup.spec.num_params, 4)
+    assert out <= sizes["out"] <= out + 4 * 4096
+    assert back <= sizes["back"] <= back + 4 * 4096
+
+
+def test_the_model_of_a_generation() -> None:
+    terms = Terms(optimizer=1.0, steps=100.0, rate=10.0, per_task=0.5, bandwidth=1e30)
+    assert terms.seconds(1, Workload(), 867) == pytest.approx(1.0 + 10.0 + 0.5)
+    assert terms.seconds(5, Workload(), 867) == pytest.approx(1.0 + 2.0 + 2.5)

@@ -1,0 +1,80 @@
+"""A population's dream, cut by candidates and dreamt by a fleet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wm_engine.checks import check_tensor
+from wm_engine.controller import ControllerSpec
+from wm_engine.dream import DreamEngine, DreamOutput, Starts
+from wm_engine.fleet import Fleet, shards
+from wm_engine.memory.model import MDNRNN
+
+
+@dataclass(frozen=True)
+class DreamRecipe:
+    """A DreamEngine: M's weights, C's shape, and where and how to dream.
+
+    backend : by name, not "auto", so that all workers dream on the same one or say that they cannot
+    """
+
+    m: MDNRNN
+    spec: ControllerSpec
+    device: str
+    backend: str
+    precision: str
+
+    def build(self, cpus: int) -> Callable[[dict[str, Any]], DreamOutput]:
+        threads = cpus if self.backend == "cpp" else None
+        engine = DreamEngine(self.m, self.spec, self.device, self.backend, self.precision, threads)
+
+        def dream(arguments: dict[str, Any]) -> DreamOutput:
+            return _on_cpu(engine.rollout(**arguments))
+
+        return dream
+
+
+class FleetEngine:
+    """Dreams as :class:`wm_engine.dream.DreamEngine` does, each worker of a fleet a shard of the candidates.
+
+    Results are those of one engine with the same backend and precision, to the bit: the random-number contract counts
+    candidates within the whole population (``first_candidate``), and a backend's rollouts do not depend on each other.
+    M's weights travel once to each worker.
+    """
+
+    def __init__(self, recipe: DreamRecipe, fleet: Fleet) -> None:
+        self._recipe, self._fleet = recipe, fleet
+        self.controller = recipe.spec
+
+    def rollout(self, params: Tensor, starts: Starts, first_candidate: int = 0, **plan: Any) -> DreamOutput:
+        """See :meth:`wm_engine.dream.DreamEngine.rollout`; the output is on the CPU."""
+        params = check_tensor("params", params, ["P", self.controller.num_params]).detach().cpu()
+        starts = Starts(*(None if part is None else part.cpu() for part in (starts.z, starts.h, starts.c)))  # type: ignore[arg-type]
+        tasks = [
+            # A slice would travel with the whole tensor behind it.
+            {"params": params[part.start : part.stop].clone(), "first_candidate": first_candidate + part.start}
+            | {"starts": starts}
+            | plan
+            for part in shards(len(params), self._fleet.workers)
+        ]
+        return _joined(list(self._fleet.map(self._recipe, tasks)))
+
+
+def _on_cpu(output: DreamOutput) -> DreamOutput:
+    return replace(output, **{name: value.cpu() for name, value in vars(output).items() if value is not None})
+
+
+def _joined(parts: list[DreamOutput]) -> DreamOutput:
+    """The whole population's output: candidates are the first dimension, of recordings [T, P, E, ...] the second."""
+
+    def joined(name: str, dimension: int) -> Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else torch.cat(values, dim=dimension)
+
+    dimensions = {"returns": 0, "lengths": 0, "failed": 0, "z": 1, "actions": 1, "rewards": 1}
+    return DreamOutput(**{name: joined(name, dimension) for name, dimension in dimensions.items()})  # type: ignore[arg-type]
