@@ -134,14 +134,11 @@ def sample_shared(
     HP: tl.constexpr, ROWS: tl.constexpr, DIMS: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """Mean and log standard deviation [ROWS, DIMS] of a group of latent dimensions, of the chosen component [ROWS]."""
-    mean = tl.zeros((ROWS, DIMS), dtype=tl.float32)
-    log_std = tl.zeros((ROWS, DIMS), dtype=tl.float32)
+    kept = tl.zeros((ROWS, 2 * DIMS), dtype=tl.float32)
     for k in range(0, mixtures):
         values = outputs_of(h, value_weights, value_biases, group * mixtures + k, HP, 2 * DIMS, DOT)
-        k_mean, k_log_std = tl.split(tl.reshape(values, (ROWS, DIMS, 2)))
-        take = (chosen == k)[:, None]
-        mean, log_std = tl.where(take, k_mean, mean), tl.where(take, k_log_std, log_std)
-    return mean, log_std
+        kept = tl.where((chosen == k)[:, None], values, kept)
+    return tl.split(tl.reshape(kept, (ROWS, DIMS, 2)))
 
 
 @triton.jit
@@ -163,8 +160,8 @@ def sample_per_dim(
             total *= tl.exp((largest - higher) / temperature)
             total += tl.exp((logits - higher) / temperature)
         largest = higher
-    cumulative = tl.zeros((ROWS, DIMS), dtype=tl.float32)
-    found = tl.zeros((ROWS, DIMS), dtype=tl.int32)
+    # What the cumulative sum has yet to reach; infinite, and so out of reach, once a component was found.
+    wanted = u * total
     mean = tl.zeros((ROWS, DIMS), dtype=tl.float32)
     log_std = tl.zeros((ROWS, DIMS), dtype=tl.float32)
     for k in range(0, mixtures):
@@ -174,10 +171,10 @@ def sample_per_dim(
         if GREEDY:
             hit = logits == largest
         else:
-            cumulative += tl.exp((logits - largest) / temperature) / total
-            hit = cumulative >= u
-        take = (hit | (k == mixtures - 1)) & (found == 0)
-        found = tl.where(take, 1, found)
+            wanted -= tl.exp((logits - largest) / temperature)
+            hit = wanted <= 0.0
+        take = (hit | (k == mixtures - 1)) & (wanted != float("inf"))
+        wanted = tl.where(take, float("inf"), wanted)
         mean, log_std = tl.where(take, k_mean, mean), tl.where(take, k_log_std, log_std)
     return mean, log_std
 
@@ -257,13 +254,13 @@ def settle(total, length, alive, failed, gain, ended, sound):
 
 @triton.jit
 def place(row, rows, episodes, first_candidate, COMMON: tl.constexpr):
-    """Of rollouts ``row`` int64 [ROWS]: their controller's index, and the counter words of episode and candidate."""
+    """Of rollouts ``row`` int32 [ROWS]: their controller's index, and the counter words of episode and candidate."""
     # Rows beyond the last stand in for it: they have scratch of their own, and nothing of theirs is kept.
     within = tl.minimum(row, rows - 1)
     index = within // episodes
     episode = as_word(within - index * episodes)
     candidate = episode * 0 if COMMON else as_word(index + first_candidate)
-    return index, episode, candidate
+    return index.to(tl.int64), episode, candidate
 
 
 VARYING = ["rows", "record_rows", "episodes", "max_steps", "first_candidate", "key_low", "key_high", "step_offset"]
@@ -283,25 +280,27 @@ def rollout_kernel(
 ):  # fmt: skip
     # A tile's state is addressed by 32-bit offsets from a 64-bit base: pointers to every row would fill the registers.
     base = tl.program_id(0).to(tl.int64) * ROWS
-    local = tl.arange(0, ROWS)
-    row = base + local
-    there = row < rows
-    index, episode, candidate = place(row, rows, episodes, first_candidate, COMMON)
-    key_low, key_high = as_word(key_low), as_word(key_high)
     dtype = gate_weights.dtype.element_ty
     scratch_rows = tl.num_programs(0).to(tl.int64) * ROWS
     x_column = tl.arange(0, XP)[None, :]
-    unit = tl.arange(0, UNITS)[None, :]
     z, c, h = z + base * XP, c + base * HP, h + base * HP
-    whole = local[:, None] * HP + tl.arange(0, HP)[None, :]
 
     total = tl.zeros((ROWS,), dtype=tl.float32)
     length = tl.zeros((ROWS,), dtype=tl.int32)
     failed = tl.zeros((ROWS,), dtype=tl.int32)
-    alive = there.to(tl.int32)
+    alive = (base + tl.arange(0, ROWS) < rows).to(tl.int32)
     step = 0
     going = tl.max(alive, axis=0)
     while going > 0:
+        # Zero, which the compilers cannot know: addresses made with it are made anew in each step, where they would
+        # otherwise be kept in registers, hundreds of them, through all steps.
+        zero = going >> 1
+        local = tl.arange(0, ROWS) + zero
+        row = (base + local).to(tl.int32)
+        index, episode, candidate = place(row, rows, episodes, first_candidate, COMMON)
+        unit = tl.arange(0, UNITS)[None, :]
+        whole = local[:, None] * HP + tl.arange(0, HP)[None, :]
+        shift = zero * 16
         h_now = h + (step % 2) * (scratch_rows * HP)
         h_next = h + (1 - step % 2) * (scratch_rows * HP)
         x, acted = act(
@@ -320,7 +319,7 @@ def rollout_kernel(
             of_chunk = local[:, None] * HP + unit
             c_place = c + chunk * UNITS + of_chunk
             h_new, c_new = cell_chunk(
-                h_tile, x_tile, gate_weights, gate_biases, c_place, chunk, HP, XP, UNITS, ROWS, DOT
+                h_tile, x_tile, gate_weights + shift, gate_biases + shift, c_place, chunk, HP, XP, UNITS, ROWS, DOT
             )  # fmt: skip
             tl.store(h_next + chunk * UNITS + of_chunk, h_new.to(dtype))
             tl.store(c_place, c_new)
@@ -328,8 +327,9 @@ def rollout_kernel(
         h_tile = tl.load(h_next + whole)
         gain, ended, sound = imagine(
             h_tile, z, local, record_z + at[:, None] * latent, alive, as_word(tl.full((), step, tl.int32)),
-            episode, candidate, key_low, key_high, temperature,
-            control_weights, control_biases, choice_weights, choice_biases, value_weights, value_biases,
+            episode, candidate, as_word(key_low + zero), as_word(key_high + zero), temperature,
+            control_weights + shift, control_biases + shift, choice_weights + shift, choice_biases + shift,
+            value_weights + shift, value_biases + shift,
             latent, mixtures, HP, XP, CONTROL, SHARED, GREEDY, SAMPLE_DONE, SURVIVAL, RECORD, ROWS, DIMS, DOT,
         )  # fmt: skip
         if RECORD:
@@ -338,6 +338,8 @@ def rollout_kernel(
         tl.debug_barrier()
         step += 1
         going = tl.where(step < max_steps, tl.max(alive, axis=0), 0)
+    row = base + tl.arange(0, ROWS)
+    there = row < rows
     tl.store(returns + row, tl.where(failed != 0, float("nan"), total), mask=there)
     tl.store(lengths + row, length, mask=there)
     tl.store(failures + row, failed, mask=there)
@@ -364,8 +366,8 @@ def advance_kernel(
     chunk = tl.program_id(1)
     base = tl.program_id(0).to(tl.int64) * ROWS
     local = tl.arange(0, ROWS)
-    row = base + local
-    index = tl.minimum(row, rows - 1) // episodes
+    row = (base + local).to(tl.int32)
+    index = (tl.minimum(row, rows - 1) // episodes).to(tl.int64)
     scratch_rows = tl.num_programs(0).to(tl.int64) * ROWS
     step = tl.load(clock + CLOCK_STEP) + step_offset
     max_steps = tl.load(clock + CLOCK_MAX_STEPS)
@@ -409,7 +411,7 @@ def settle_kernel(
     """The other half: head, next latent, and the books. Failures are counted; returns become NaN outside."""
     base = tl.program_id(0).to(tl.int64) * ROWS
     local = tl.arange(0, ROWS)
-    row = base + local
+    row = (base + local).to(tl.int32)
     there = row < rows
     first_candidate = tl.load(clock + CLOCK_FIRST_CANDIDATE)
     _, episode, candidate = place(row, rows, episodes, first_candidate, COMMON)

@@ -26,6 +26,7 @@ class Settings:
 
     rows: int = 64
     units: int = 16
+    dims: int = 32
     num_warps: int = 4
     num_stages: int = 2
     dot: str = "ieee"
@@ -84,7 +85,7 @@ def pack_model(
     hidden, inputs = weight_hh.shape[1], weight_ih.shape[1]
     latent, mixtures = head[1].shape[1:]
     shared = head[0].shape[1] == 1
-    hp, dims = padded(hidden), 16 if latent <= 16 else 32
+    hp, dims = padded(hidden), min(settings.dims, padded(latent))
     units = min(settings.units, hp)
     gate_weights, gate_biases = pack_gates(weight_ih, weight_hh, bias, units)
 
