@@ -106,11 +106,26 @@ def act(
 
 
 @triton.jit
-def outputs_of(h, weights, biases, block, HP: tl.constexpr, N: tl.constexpr, DOT: tl.constexpr):
-    """The head's outputs [ROWS, N] of one block of its packed weights [blocks, HP, N]."""
+def outputs_of(
+    h, weights, biases, block, HP: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
+    DOT: tl.constexpr,
+):  # fmt: skip
+    """The head's outputs [ROWS, N] of one block of its packed weights [blocks, HP, N].
+
+    h is h' [ROWS, HP] itself where DEPTH is HP; otherwise it points at its rows [ROWS, 1], of which DEPTH columns are
+    loaded at a time.
+    """
     column = tl.arange(0, N)
-    w = tl.load(weights + block * (HP * N) + (tl.arange(0, HP)[:, None] * N + column[None, :]))
-    return product(h, w, DOT) + tl.load(biases + block * N + column)[None, :]
+    k = tl.arange(0, DEPTH)
+    weights += block * (HP * N)
+    if DEPTH == HP:
+        y = product(h, tl.load(weights + (k[:, None] * N + column[None, :])), DOT)
+    else:
+        y = tl.zeros((ROWS, N), dtype=tl.float32)
+        for first in range(0, HP, DEPTH):
+            w = tl.load(weights + ((first + k)[:, None] * N + column[None, :]))
+            y += product(tl.load(h + (first + k)[None, :]), w, DOT)
+    return y + tl.load(biases + block * N + column)[None, :]
 
 
 @triton.jit
@@ -131,23 +146,21 @@ def choose_shared(logits, u, temperature, mixtures, GREEDY: tl.constexpr, N: tl.
 @triton.jit
 def sample_shared(
     h, value_weights, value_biases, chosen, group, mixtures,
-    HP: tl.constexpr, ROWS: tl.constexpr, DIMS: tl.constexpr, DOT: tl.constexpr,
+    HP: tl.constexpr, ROWS: tl.constexpr, DIMS: tl.constexpr, DEPTH: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """Mean and log standard deviation [ROWS, DIMS] of a group of latent dimensions, of the chosen component [ROWS]."""
-    mean = tl.zeros((ROWS, DIMS), dtype=tl.float32)
-    log_std = tl.zeros((ROWS, DIMS), dtype=tl.float32)
+    kept = tl.zeros((ROWS, 2 * DIMS), dtype=tl.float32)
     for k in range(0, mixtures):
-        values = outputs_of(h, value_weights, value_biases, group * mixtures + k, HP, 2 * DIMS, DOT)
-        k_mean, k_log_std = tl.split(tl.reshape(values, (ROWS, DIMS, 2)))
-        take = (chosen == k)[:, None]
-        mean, log_std = tl.where(take, k_mean, mean), tl.where(take, k_log_std, log_std)
-    return mean, log_std
+        values = outputs_of(h, value_weights, value_biases, group * mixtures + k, HP, 2 * DIMS, ROWS, DEPTH, DOT)
+        kept = tl.where((chosen == k)[:, None], values, kept)
+    return tl.split(tl.reshape(kept, (ROWS, DIMS, 2)))
 
 
 @triton.jit
 def sample_per_dim(
     h, choice_weights, choice_biases, value_weights, value_biases, u, temperature, group, mixtures,
-    HP: tl.constexpr, GREEDY: tl.constexpr, ROWS: tl.constexpr, DIMS: tl.constexpr, DOT: tl.constexpr,
+    HP: tl.constexpr, GREEDY: tl.constexpr,
+    ROWS: tl.constexpr, DIMS: tl.constexpr, DEPTH: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """As :func:`sample_shared`, with a choice for every dimension, by inverse CDF of u [ROWS, DIMS].
 
@@ -157,27 +170,27 @@ def sample_per_dim(
     largest = tl.full((ROWS, DIMS), float("-inf"), dtype=tl.float32)
     total = tl.zeros((ROWS, DIMS), dtype=tl.float32)
     for k in range(0, mixtures):
-        logits = outputs_of(h, choice_weights, choice_biases, group * mixtures + k, HP, DIMS, DOT)
+        logits = outputs_of(h, choice_weights, choice_biases, group * mixtures + k, HP, DIMS, ROWS, DEPTH, DOT)
         higher = tl.maximum(largest, logits)
         if not GREEDY:
             total *= tl.exp((largest - higher) / temperature)
             total += tl.exp((logits - higher) / temperature)
         largest = higher
-    cumulative = tl.zeros((ROWS, DIMS), dtype=tl.float32)
-    found = tl.zeros((ROWS, DIMS), dtype=tl.int32)
+    # What the cumulative sum has yet to reach; infinite, and so out of reach, once a component was found.
+    wanted = u * total
     mean = tl.zeros((ROWS, DIMS), dtype=tl.float32)
     log_std = tl.zeros((ROWS, DIMS), dtype=tl.float32)
     for k in range(0, mixtures):
-        logits = outputs_of(h, choice_weights, choice_biases, group * mixtures + k, HP, DIMS, DOT)
-        values = outputs_of(h, value_weights, value_biases, group * mixtures + k, HP, 2 * DIMS, DOT)
+        logits = outputs_of(h, choice_weights, choice_biases, group * mixtures + k, HP, DIMS, ROWS, DEPTH, DOT)
+        values = outputs_of(h, value_weights, value_biases, group * mixtures + k, HP, 2 * DIMS, ROWS, DEPTH, DOT)
         k_mean, k_log_std = tl.split(tl.reshape(values, (ROWS, DIMS, 2)))
         if GREEDY:
             hit = logits == largest
         else:
-            cumulative += tl.exp((logits - largest) / temperature) / total
-            hit = cumulative >= u
-        take = (hit | (k == mixtures - 1)) & (found == 0)
-        found = tl.where(take, 1, found)
+            wanted -= tl.exp((logits - largest) / temperature)
+            hit = wanted <= 0.0
+        take = (hit | (k == mixtures - 1)) & (wanted != float("inf"))
+        wanted = tl.where(take, float("inf"), wanted)
         mean, log_std = tl.where(take, k_mean, mean), tl.where(take, k_log_std, log_std)
     return mean, log_std
 
@@ -189,13 +202,16 @@ def imagine(
     latent, mixtures,
     HP: tl.constexpr, XP: tl.constexpr, CONTROL: tl.constexpr, SHARED: tl.constexpr, GREEDY: tl.constexpr,
     SAMPLE_DONE: tl.constexpr, SURVIVAL: tl.constexpr, RECORD: tl.constexpr,
-    ROWS: tl.constexpr, DIMS: tl.constexpr, DOT: tl.constexpr,
+    ROWS: tl.constexpr, DIMS: tl.constexpr, DEPTH: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """What M says of the state that h' [ROWS, HP] is: gain, whether the episode ends, whether all is finite [ROWS].
+    """What M says of a state: gain, whether the episode ends, whether all is finite [ROWS].
 
-    The next latent goes to the tile's scratch z_out and, for the living where RECORD, to record_z [ROWS, 1].
+    h [ROWS, 1] points at the rows of h'. The next latent goes to the tile's scratch z_out and, for the living where
+    RECORD, to record_z [ROWS, 1].
     """
-    control = outputs_of(h, control_weights, control_biases, 0, HP, CONTROL, DOT)
+    if DEPTH == HP:
+        h = tl.load(h + tl.arange(0, HP)[None, :])
+    control = outputs_of(h, control_weights, control_biases, 0, HP, CONTROL, ROWS, DEPTH, DOT)
     column = tl.arange(0, CONTROL)[None, :]
     # The control block's columns: the logits of a shared mixture, reward, done logit.
     at_reward = mixtures if SHARED else 0
@@ -216,7 +232,7 @@ def imagine(
         first = group * (DIMS // 4)
         if SHARED:
             mean, log_std = sample_shared(
-                h, value_weights, value_biases, chosen, group, mixtures, HP, ROWS, DIMS, DOT
+                h, value_weights, value_biases, chosen, group, mixtures, HP, ROWS, DIMS, DEPTH, DOT
             )  # fmt: skip
         else:
             if GREEDY:
@@ -225,7 +241,7 @@ def imagine(
                 u = uniforms(quads + first, step, rows_episode, rows_candidate, key_low, key_high, ROWS, DIMS // 4)
             mean, log_std = sample_per_dim(
                 h, choice_weights, choice_biases, value_weights, value_biases, u, temperature, group, mixtures,
-                HP, GREEDY, ROWS, DIMS, DOT,
+                HP, GREEDY, ROWS, DIMS, DEPTH, DOT,
             )  # fmt: skip
         if GREEDY:
             z = mean
@@ -257,16 +273,17 @@ def settle(total, length, alive, failed, gain, ended, sound):
 
 @triton.jit
 def place(row, rows, episodes, first_candidate, COMMON: tl.constexpr):
-    """Of rollouts ``row`` int64 [ROWS]: their controller's index, and the counter words of episode and candidate."""
+    """Of rollouts ``row`` int32 [ROWS]: their controller's index, and the counter words of episode and candidate."""
     # Rows beyond the last stand in for it: they have scratch of their own, and nothing of theirs is kept.
     within = tl.minimum(row, rows - 1)
     index = within // episodes
     episode = as_word(within - index * episodes)
     candidate = episode * 0 if COMMON else as_word(index + first_candidate)
-    return index, episode, candidate
+    return index.to(tl.int64), episode, candidate
 
 
-VARYING = ["rows", "record_rows", "episodes", "max_steps", "first_candidate", "key_low", "key_high", "step_offset"]
+# K is among them since loops over a constant are unrolled, and need more registers then than there are.
+VARYING = "rows record_rows episodes max_steps first_candidate key_low key_high step_offset mixtures".split()
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -275,37 +292,42 @@ def rollout_kernel(
     control_weights, control_biases, choice_weights, choice_biases, value_weights, value_biases,
     h, c, z, returns, lengths, failures, record_z, record_actions, record_rewards,
     rows, record_rows, episodes, max_steps, first_candidate, key_low, key_high, temperature,
-    latent: tl.constexpr, actions: tl.constexpr, units: tl.constexpr, mixtures: tl.constexpr,
+    mixtures,
+    latent: tl.constexpr, actions: tl.constexpr, units: tl.constexpr,
     HP: tl.constexpr, XP: tl.constexpr, UNITS: tl.constexpr, UP: tl.constexpr, FEATURES: tl.constexpr,
     ARGMAX: tl.constexpr, CONTROL: tl.constexpr, SHARED: tl.constexpr, GREEDY: tl.constexpr,
     SAMPLE_DONE: tl.constexpr, SURVIVAL: tl.constexpr, COMMON: tl.constexpr, RECORD: tl.constexpr,
-    ROWS: tl.constexpr, DIMS: tl.constexpr, SPAN: tl.constexpr, DOT: tl.constexpr, STAGES: tl.constexpr,
+    ROWS: tl.constexpr, DIMS: tl.constexpr, DEPTH: tl.constexpr, SPAN: tl.constexpr,
+    DOT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     # A tile's state is addressed by 32-bit offsets from a 64-bit base: pointers to every row would fill the registers.
     base = tl.program_id(0).to(tl.int64) * ROWS
-    local = tl.arange(0, ROWS)
-    row = base + local
-    there = row < rows
-    index, episode, candidate = place(row, rows, episodes, first_candidate, COMMON)
-    key_low, key_high = as_word(key_low), as_word(key_high)
     dtype = gate_weights.dtype.element_ty
     scratch_rows = tl.num_programs(0).to(tl.int64) * ROWS
     x_column = tl.arange(0, XP)[None, :]
-    unit = tl.arange(0, UNITS)[None, :]
-    z, c, h = z + base * XP, c + base * HP, h + base * HP
-    whole = local[:, None] * HP + tl.arange(0, HP)[None, :]
-
     total = tl.zeros((ROWS,), dtype=tl.float32)
     length = tl.zeros((ROWS,), dtype=tl.int32)
     failed = tl.zeros((ROWS,), dtype=tl.int32)
-    alive = there.to(tl.int32)
+    alive = (base + tl.arange(0, ROWS) < rows).to(tl.int32)
     step = 0
     going = tl.max(alive, axis=0)
     while going > 0:
-        h_now = h + (step % 2) * (scratch_rows * HP)
-        h_next = h + (1 - step % 2) * (scratch_rows * HP)
+        # Zero, which the compilers cannot know: addresses made with it are made anew in each step, where they would
+        # otherwise be kept in registers, hundreds of them, through all steps.
+        zero = going >> 1
+        local = tl.arange(0, ROWS) + zero
+        row = (base + local).to(tl.int32)
+        index, episode, candidate = place(row, rows, episodes, first_candidate, COMMON)
+        unit = tl.arange(0, UNITS)[None, :]
+        whole = local[:, None] * HP + tl.arange(0, HP)[None, :]
+        shift = zero * 16
+        first_row = base + zero
+        h_now = h + ((step % 2) * scratch_rows + first_row) * HP
+        h_next = h + ((1 - step % 2) * scratch_rows + first_row) * HP
+        tile_z, tile_c = z + first_row * XP, c + first_row * HP
         x, acted = act(
-            z, h_now, c, local, index[:, None], layer_weights, layer_biases, last_weights, last_biases, squash,
+            tile_z, h_now, tile_c, local, index[:, None],
+            layer_weights, layer_biases, last_weights, last_biases, squash,
             latent, actions, units, HP, XP, FEATURES, UP, ARGMAX, SPAN, ROWS,
         )  # fmt: skip
         at = row + step * record_rows.to(tl.int64)
@@ -318,19 +340,20 @@ def rollout_kernel(
         x_tile = x.to(dtype)
         for chunk in tl.range(0, HP // UNITS, num_stages=STAGES):
             of_chunk = local[:, None] * HP + unit
-            c_place = c + chunk * UNITS + of_chunk
+            c_place = tile_c + chunk * UNITS + of_chunk
             h_new, c_new = cell_chunk(
-                h_tile, x_tile, gate_weights, gate_biases, c_place, chunk, HP, XP, UNITS, ROWS, DOT
+                h_tile, x_tile, gate_weights + shift, gate_biases + shift, c_place, chunk, HP, XP, UNITS, ROWS, DOT
             )  # fmt: skip
             tl.store(h_next + chunk * UNITS + of_chunk, h_new.to(dtype))
             tl.store(c_place, c_new)
         tl.debug_barrier()
-        h_tile = tl.load(h_next + whole)
         gain, ended, sound = imagine(
-            h_tile, z, local, record_z + at[:, None] * latent, alive, as_word(tl.full((), step, tl.int32)),
-            episode, candidate, key_low, key_high, temperature,
-            control_weights, control_biases, choice_weights, choice_biases, value_weights, value_biases,
-            latent, mixtures, HP, XP, CONTROL, SHARED, GREEDY, SAMPLE_DONE, SURVIVAL, RECORD, ROWS, DIMS, DOT,
+            h_next + local[:, None] * HP, tile_z, local, record_z + at[:, None] * latent, alive,
+            as_word(tl.full((), step, tl.int32)), episode, candidate, as_word(key_low + zero), as_word(key_high + zero),
+            temperature,
+            control_weights + shift, control_biases + shift, choice_weights + shift, choice_biases + shift,
+            value_weights + shift, value_biases + shift,
+            latent, mixtures, HP, XP, CONTROL, SHARED, GREEDY, SAMPLE_DONE, SURVIVAL, RECORD, ROWS, DIMS, DEPTH, DOT,
         )  # fmt: skip
         if RECORD:
             tl.store(record_rewards + at, gain, mask=alive != 0)
@@ -338,6 +361,8 @@ def rollout_kernel(
         tl.debug_barrier()
         step += 1
         going = tl.where(step < max_steps, tl.max(alive, axis=0), 0)
+    row = base + tl.arange(0, ROWS)
+    there = row < rows
     tl.store(returns + row, tl.where(failed != 0, float("nan"), total), mask=there)
     tl.store(lengths + row, length, mask=there)
     tl.store(failures + row, failed, mask=there)
@@ -364,8 +389,8 @@ def advance_kernel(
     chunk = tl.program_id(1)
     base = tl.program_id(0).to(tl.int64) * ROWS
     local = tl.arange(0, ROWS)
-    row = base + local
-    index = tl.minimum(row, rows - 1) // episodes
+    row = (base + local).to(tl.int32)
+    index = (tl.minimum(row, rows - 1) // episodes).to(tl.int64)
     scratch_rows = tl.num_programs(0).to(tl.int64) * ROWS
     step = tl.load(clock + CLOCK_STEP) + step_offset
     max_steps = tl.load(clock + CLOCK_MAX_STEPS)
@@ -401,15 +426,16 @@ def settle_kernel(
     control_weights, control_biases, choice_weights, choice_biases, value_weights, value_biases,
     h, z, acted, alive, clock, returns, lengths, failures, record_z, record_rewards,
     rows, record_rows, episodes, step_offset, temperature,
-    latent: tl.constexpr, mixtures: tl.constexpr,
+    mixtures,
+    latent: tl.constexpr,
     HP: tl.constexpr, XP: tl.constexpr, CONTROL: tl.constexpr, SHARED: tl.constexpr, GREEDY: tl.constexpr,
     SAMPLE_DONE: tl.constexpr, SURVIVAL: tl.constexpr, COMMON: tl.constexpr, RECORD: tl.constexpr,
-    ROWS: tl.constexpr, DIMS: tl.constexpr, DOT: tl.constexpr,
+    ROWS: tl.constexpr, DIMS: tl.constexpr, DEPTH: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """The other half: head, next latent, and the books. Failures are counted; returns become NaN outside."""
     base = tl.program_id(0).to(tl.int64) * ROWS
     local = tl.arange(0, ROWS)
-    row = base + local
+    row = (base + local).to(tl.int32)
     there = row < rows
     first_candidate = tl.load(clock + CLOCK_FIRST_CANDIDATE)
     _, episode, candidate = place(row, rows, episodes, first_candidate, COMMON)
@@ -422,12 +448,11 @@ def settle_kernel(
     living = tl.where(there & (step < max_steps), was_alive, 0)
     h_next = h + (1 - step % 2) * (scratch_rows * HP) + base * HP
     at = row + step * record_rows.to(tl.int64)
-    h_tile = tl.load(h_next + (local[:, None] * HP + tl.arange(0, HP)[None, :]))
     gain, ended, sound = imagine(
-        h_tile, z + base * XP, local, record_z + at[:, None] * latent, living,
+        h_next + local[:, None] * HP, z + base * XP, local, record_z + at[:, None] * latent, living,
         as_word(step), episode, candidate, key_low, key_high, temperature,
         control_weights, control_biases, choice_weights, choice_biases, value_weights, value_biases,
-        latent, mixtures, HP, XP, CONTROL, SHARED, GREEDY, SAMPLE_DONE, SURVIVAL, RECORD, ROWS, DIMS, DOT,
+        latent, mixtures, HP, XP, CONTROL, SHARED, GREEDY, SAMPLE_DONE, SURVIVAL, RECORD, ROWS, DIMS, DEPTH, DOT,
     )  # fmt: skip
     if RECORD:
         tl.store(record_rewards + at, gain, mask=living != 0)

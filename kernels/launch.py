@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from . import dream
+from . import MOST, dream
 from .lstm import pack_gates, padded
 
 
@@ -20,12 +20,17 @@ class Settings:
 
     rows : rollouts a program
     units : of M's hidden units, how many a chunk takes
+    dims : of the latent dimensions, how many the head makes at a time, at most
+    depth : how many of h's columns the head's products load at a time, at most: all of them, kept in shared memory, or
+        fewer, loaded again for each product
     num_warps, num_stages : of Triton; stages are those of the weights' stream
     dot : how products are made, see :func:`wm_engine.kernels.maths.product`
     """
 
     rows: int = 64
     units: int = 16
+    dims: int = 32
+    depth: int = MOST["hidden"]
     num_warps: int = 4
     num_stages: int = 2
     dot: str = "ieee"
@@ -34,18 +39,21 @@ class Settings:
 def default_settings(backend: str, arch: int | str, hidden: int, dtype: torch.dtype) -> Settings:
     """For a target of Triton: backend "cuda" | "hip", arch 80, 90, ... or "gfx942"; any other backend interprets.
 
-    The largest tile for which the compiler spills little (``python -m wm_engine.kernels.aot`` says how much) and a
-    chunk's weights fit in shared memory beside the tile of h; on sm_90 and sm_100 matrix instructions take 64 rows. Not
-    tuned on any device.
+    The largest tile whose kernels spill no registers (``python -m wm_engine.kernels.aot``; TUNING.md has the trials)
+    and whose chunk of weights fits in shared memory beside the tile of h; on sm_90 and sm_100 matrix instructions take
+    64 rows. sm_100 keeps the addresses of operands in registers, a pair for 16 columns of depth, hence its smaller
+    blocks of the head. Not tuned on any device.
     """
     if backend == "cuda":
         rows = 64 if int(arch) >= 90 else 32
         # Twice the bytes of a bfloat16 tile and weights: half the rows.
         rows = rows // 2 if dtype == torch.float32 else rows
-        return Settings(rows=rows, num_warps=8, num_stages=1 if int(arch) >= 100 else 2, dot="tf32x3")
+        if int(arch) >= 100:
+            return Settings(rows=rows, dims=16, depth=64, num_warps=8, num_stages=1, dot="tf32x3")
+        return Settings(rows=rows, num_warps=8, dot="tf32x3")
     if backend == "hip":
         return Settings(rows=16, num_stages=1)
-    return Settings(rows=128, units=16, dot="sums")
+    return Settings(rows=128, dot="sums")
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ def pack_model(
     hidden, inputs = weight_hh.shape[1], weight_ih.shape[1]
     latent, mixtures = head[1].shape[1:]
     shared = head[0].shape[1] == 1
-    hp, dims = padded(hidden), 16 if latent <= 16 else 32
+    hp, dims = padded(hidden), min(settings.dims, padded(latent))
     units = min(settings.units, hp)
     gate_weights, gate_biases = pack_gates(weight_ih, weight_hh, bias, units)
 
@@ -114,8 +122,9 @@ def pack_model(
     }
     sizes = {
         "latent": latent, "hidden": hidden, "mixtures": mixtures, "actions": inputs - latent,
-        "HP": hp, "XP": padded(inputs), "UNITS": units, "DIMS": dims, "SPAN": min(32, hp, padded(inputs)),
-        "CONTROL": weights["control_weights"].shape[1], "ROWS": settings.rows, "STAGES": settings.num_stages,
+        "HP": hp, "XP": padded(inputs), "UNITS": units, "DIMS": dims, "DEPTH": min(settings.depth, hp),
+        "SPAN": min(32, hp, padded(inputs)), "CONTROL": weights["control_weights"].shape[1],
+        "ROWS": settings.rows, "STAGES": settings.num_stages,
     }  # fmt: skip
     gates = {"gate_weights": gate_weights, "gate_biases": gate_biases}
     return Model(gates | weights | biases, sizes, shared, settings)

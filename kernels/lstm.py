@@ -63,9 +63,12 @@ def cell_chunk(
     from_h = tl.load(weights + (tl.arange(0, HP)[:, None] * (4 * UNITS) + columns[None, :]))
     from_x = tl.load(weights + HP * 4 * UNITS + (tl.arange(0, XP)[:, None] * (4 * UNITS) + columns[None, :]))
     c = tl.load(c_in)
-    gates = product(h, from_h, DOT) + product(x, from_x, DOT)
-    gates += tl.load(gate_biases + chunk * (4 * UNITS) + columns)[None, :]
-    i_and_g, f_and_o = tl.split(tl.reshape(gates, (ROWS, UNITS, 2, 2)))
+    # Added as other shapes: the compiler would make one product the other's accumulator, and then has every group of
+    # four warps make all of the first one.
+    gates = tl.reshape(product(h, from_h, DOT), (ROWS, UNITS, 2, 2))
+    gates += tl.reshape(product(x, from_x, DOT), (ROWS, UNITS, 2, 2))
+    gates += tl.reshape(tl.load(gate_biases + chunk * (4 * UNITS) + columns), (UNITS, 2, 2))[None, :, :, :]
+    i_and_g, f_and_o = tl.split(gates)
     i, g = tl.split(i_and_g)
     f, o = tl.split(f_and_o)
     c = sigmoid(f) * c + sigmoid(i) * tanh(g)
