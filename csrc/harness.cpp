@@ -1,16 +1,43 @@
-// Dreams of many shapes without Python, for the sanitizers: `cmake --build BUILD --target harness` in a build configured
-// with -DWM_SANITIZE=address,undefined or -DWM_SANITIZE=thread, then run it. Exit status 1 where one thread and several
-// disagree, or where a rollout was left out.
+// Dreams, and losses and draws of the mixture, of many shapes without Python, for the sanitizers: .ci/sanitize builds the
+// target `harness` with -DWM_SANITIZE=address,undefined and with -DWM_SANITIZE=thread, and runs it. Exit status 1 where
+// one thread and several disagree, where a rollout was left out, or where a step allocates memory.
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <random>
 #include <vector>
 
 #include "dream.h"
 #include "isa.h"
+#include "mdn_ops.h"
+
+namespace {
+
+std::atomic<int64_t> allocations{0}, allocated{0};
+
+void* counted(void* memory, size_t bytes) {
+  if (memory == nullptr) throw std::bad_alloc();
+  allocations.fetch_add(1, std::memory_order_relaxed);
+  allocated.fetch_add(static_cast<int64_t>(bytes), std::memory_order_relaxed);
+  return memory;
+}
+
+}  // namespace
+
+void* operator new(size_t bytes) { return counted(std::malloc(bytes), bytes); }
+void* operator new(size_t bytes, std::align_val_t align) {
+  const size_t line = static_cast<size_t>(align);
+  return counted(std::aligned_alloc(line, (bytes + line - 1) / line * line), bytes);
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -77,11 +104,62 @@ bool dream(const wm::Level& level, wm::Precision precision) {
     std::vector<int32_t> lengths(lanes, -1);
     plan.returns = returns.data();
     plan.lengths = lengths.data();
-    if (!engine.rollout(plan, threads, [] { return false; })) return false;
+    if (!engine.rollout(plan, threads, [] { return false; }).complete) return false;
     for (int32_t length : lengths)
       if (length < 1 || length > plan.steps) return false;
     if (first.empty()) first = returns;
     if (std::memcmp(first.data(), returns.data(), lanes * sizeof(float)) != 0) return false;
+  }
+  // One thread's call allocates as often for all steps as for one, and little beside what it says.
+  constexpr int64_t kBooks = 4096;
+  std::vector<float> returns(lanes);
+  std::vector<int32_t> lengths(lanes);
+  plan.returns = returns.data();
+  plan.lengths = lengths.data();
+  int64_t times[2];
+  for (int i = 0; i < 2; ++i, plan.steps = 1) {
+    const int64_t before = allocations, bytes = allocated;
+    const wm::Work work = engine.rollout(plan, 1, [] { return false; });
+    times[i] = allocations - before;
+    if (allocated - bytes > work.scratch_bytes + kBooks) return false;
+  }
+  return times[0] == times[1];
+}
+
+// Random heads on one level, loss, gradients and draws; false if one thread and several disagree.
+bool mixture(const wm::Level& level) {
+  wm::Heads heads{};
+  const int64_t B = heads.rows = 1 + below(3000), Z = heads.latent = 1 + below(40), K = heads.mixtures = 1 + below(18);
+  heads.per_dim = below(2) == 1;
+  const int64_t C = heads.per_dim ? Z : 1;
+  const auto logits = normal(B * C * K, 2.0f), means = normal(B * Z * K, 1.0f), log_stds = normal(B * Z * K, 4.0f),
+             target = normal(B * Z, 1.0f), grad = normal(B, 1.0f);
+  heads.logits = {logits.data(), C * K, K, 1};
+  heads.means = {means.data(), Z * K, 1, Z};
+  heads.log_stds = {log_stds.data(), Z * K, K, 1};
+  heads.target = {target.data(), Z, 1, 0};
+  heads.grad = {grad.data(), 1, 0, 0};
+  std::vector<int64_t> counters(static_cast<size_t>(3 * B));
+  for (int64_t& word : counters) word = below(1 << 30);
+  heads.counters = counters.data();
+  heads.temperature = static_cast<float>(below(3)) * 0.5f;
+
+  const size_t sizes[] = {static_cast<size_t>(B), logits.size(), means.size(), means.size(), target.size(),
+                          target.size()};
+  std::vector<std::vector<float>> first;
+  for (int threads : {1, 4}) {
+    std::vector<std::vector<float>> out;
+    for (size_t size : sizes) out.emplace_back(size, std::numeric_limits<float>::quiet_NaN());
+    heads.nll = out[0].data();
+    heads.to_logits = out[1].data();
+    heads.to_means = out[2].data();
+    heads.to_log_stds = out[3].data();
+    heads.to_target = out[4].data();
+    heads.z = out[5].data();
+    for (wm::HeadTask task : {wm::HeadTask::nll, wm::HeadTask::gradients, wm::HeadTask::draw})
+      wm::run_heads(level, task, heads, threads);
+    if (first.empty()) first = out;
+    if (first != out) return false;  // a NaN, of an output that was not written, is unequal to itself
   }
   return true;
 }
@@ -89,14 +167,19 @@ bool dream(const wm::Level& level, wm::Precision precision) {
 }  // namespace
 
 int main() {
-  int wrong = 0, dreams = 0;
-  for (const wm::Level* level : wm::available_levels())
-    for (wm::Precision precision : {wm::Precision::fp32, wm::Precision::bf16, wm::Precision::int8})
-      for (int i = 0; i < 40; ++i, ++dreams)
-        if (!dream(*level, precision)) {
-          std::fprintf(stderr, "wrong: %s, precision %d, dream %d\n", level->name, static_cast<int>(precision), i);
-          ++wrong;
-        }
-  std::printf("%d dreams, %d wrong\n", dreams, wrong);
+  int wrong = 0, tried = 0;
+  const auto count = [&](bool right, const wm::Level* level, const char* what, int i) {
+    ++tried;
+    if (right) return;
+    std::fprintf(stderr, "wrong: %s, %s %d\n", level->name, what, i);
+    ++wrong;
+  };
+  for (const wm::Level* level : wm::available_levels()) {
+    for (int i = 0; i < 40; ++i) count(dream(*level, wm::Precision::fp32), level, "fp32 dream", i);
+    for (int i = 0; i < 40; ++i) count(dream(*level, wm::Precision::bf16), level, "bf16 dream", i);
+    for (int i = 0; i < 40; ++i) count(dream(*level, wm::Precision::int8), level, "int8 dream", i);
+    for (int i = 0; i < 10; ++i) count(mixture(*level), level, "mixture", i);
+  }
+  std::printf("%d tried, %d wrong\n", tried, wrong);
   return wrong == 0 ? 0 : 1;
 }

@@ -8,7 +8,11 @@
 namespace {
 
 constexpr int kWidth = 8;
+#if defined(WM_ROWS)
+constexpr int kRows = WM_ROWS;
+#else
 constexpr int kRows = 3;  // 3 x 4 accumulators, 3 broadcasts and a weight fill the 16 registers
+#endif
 constexpr int kCellRows = 1;  // rows whose cells are computed side by side
 
 typedef __m256 F;

@@ -9,7 +9,11 @@
 namespace {
 
 constexpr int kWidth = 16;
+#if defined(WM_ROWS)
+constexpr int kRows = WM_ROWS;
+#else
 constexpr int kRows = 6;  // 6 x 4 accumulators, 4 weights and a broadcast: 29 of 32 registers
+#endif
 constexpr int kCellRows = 2;  // rows whose cells are computed side by side
 
 typedef __m512 F;

@@ -13,7 +13,11 @@
 namespace {
 
 constexpr int kWidth = 4;
+#if defined(WM_ROWS)
+constexpr int kRows = WM_ROWS;
+#else
 constexpr int kRows = 3;  // rows of a register tile: 3 x 4 accumulators, 3 broadcasts and a weight fill 16 registers
+#endif
 constexpr int kCellRows = 1;  // rows whose cells are computed side by side
 
 typedef float F __attribute__((vector_size(16)));

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,6 +100,21 @@ def test_unknown_levels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WM_ENGINE_ISA", "avx1024")
     with pytest.raises(ValueError, match=r"WM_ENGINE_ISA must be a level that this processor runs .*'scalar'.*avx1024"):
         World("shared").dream(episodes=1, max_steps=1)
+
+
+def test_levels_that_are_missing_or_unused_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = SimpleNamespace(
+        chosen_isa=lambda: "avx512",
+        isa_levels=lambda: ["scalar", "avx2", "avx512"],
+        compiler=lambda: "gcc 9",
+        isa_levels_not_compiled=lambda: ["avx512_bf16"],
+        has_amx=lambda: True,
+    )
+    monkeypatch.setattr(cpp_backend, "core", lambda: (module, ""))
+    words = cpp_backend.CppBackend.describe()
+    assert words.startswith("avx512 of scalar, avx2, avx512; built by gcc 9")
+    assert "without avx512_bf16, which that compiler does not know" in words
+    assert "AMX is not used" in words
 
 
 @needs_core
