@@ -42,9 +42,9 @@ class Point:
 class DreamTask:
     """Searches in the world. ``episodes`` and ``race`` as in :class:`wm_engine.evolve.DreamFitness`."""
 
-    def __init__(self, episodes: int = 16, race: int = 0, temperature: float = 1.0) -> None:
+    def __init__(self, episodes: int = 16, race: int = 0) -> None:
         self._engine, self._starts = make_world()
-        self._options = {"max_steps": 100, "done": "sample", "temperature": temperature}
+        self._options = {"max_steps": 100, "done": "sample"}
         self._episodes, self._race = episodes, race
         self._test = DreamFitness(self._engine, self._starts, seed=999, **self._options)  # type: ignore[arg-type]
 
