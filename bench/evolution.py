@@ -1,13 +1,17 @@
 """CMA-ES beside CMA-ES: quality and speed of BatchedCMAES and pycma. ``python -m bench.evolution``.
 
 Quality is the expected number of evaluations to a target (all evaluations of all runs over the number of runs that
-reached it) on the field's standard functions, and the return reached in a dream. Speed is one generation's ask and tell
-in both optimisers by turns, in wall time and in CPU time; CPU time tells them apart on a busy machine too.
+reached it) on the field's standard functions and in a dream. Racing is the same count in dream steps, with all
+candidates dreaming all episodes and with those whose place is clear stopping early. Speed is one generation's ask and
+tell in both optimisers by turns, in wall time and in CPU time (which tells them apart on a busy machine too), and
+beside the dream's own time; memory is what a process grows by. Each line is printed as soon as it is measured.
 """
 
 from __future__ import annotations
 
 import math
+import multiprocessing
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,10 +24,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import wm_engine as wm
-from wm_engine.evolve import BatchedCMAES, DreamFitness, Optimizer, PycmaES
+from wm_engine.evolve import BatchedCMAES, Optimizer, PycmaES
 from wm_engine.runs import atomic_write
 
-from .tables import aligned
+from .dream_task import DreamTask, Point
+from .workload import Workload, prepare
 
 OPTIMIZERS: dict[str, type[PycmaES] | type[BatchedCMAES]] = {"pycma": PycmaES, "batched": BatchedCMAES}
 _DIMENSION = 867  # of the paper's controller
@@ -128,21 +133,52 @@ def quality(problem: Problem, seeds: int) -> Quality:
     return Quality(problem, expected, reached, seeds)
 
 
-def dream_returns(seeds: int, generations: int = 25) -> dict[str, list[float]]:
-    """Returns of controllers evolved in an untrained M's dream, by optimiser and seed: the final mean on fresh luck."""
-    torch.manual_seed(0)
-    m = wm.MDNRNN(latent=32, action=3, hidden=256, mixtures=5, mixture="shared")
-    fitness = DreamFitness(
-        wm.DreamEngine(m, wm.ControllerSpec()), wm.Starts(torch.randn(32, 32)), episodes=4, max_steps=50
-    )
-    results: dict[str, list[float]] = {name: [] for name in OPTIMIZERS}
+# Returns of the dream task (it begins at 8, and long searches end at 20.5): a good start, near the end, the last bit.
+DREAM_TARGETS = (19.0, 19.75, 20.25)
+DREAM_POPULATION = 64
+_DREAM_STEPS = 4_000_000
+
+
+@dataclass(frozen=True)
+class Hits:
+    """What each seed's search spent, and whether its mean reached a return with that."""
+
+    searches: list[tuple[int, bool]]
+
+    @property
+    def reached(self) -> int:
+        """How many did."""
+        return sum(ok for _, ok in self.searches)
+
+    @property
+    def expected(self) -> float:
+        """All that was spent over the searches that reached it."""
+        return sum(count for count, _ in self.searches) / self.reached if self.reached else math.inf
+
+    @property
+    def error(self) -> float:
+        """The relative standard error of what a search spent."""
+        spent = np.array([count for count, _ in self.searches])
+        return float(spent.std(ddof=1) / math.sqrt(len(spent)) / spent.mean()) if len(spent) > 1 else math.inf
+
+
+def dream_hits(kind: str, seeds: int, count: Callable[[Point], int], task: DreamTask) -> list[Hits]:
+    """``count`` of the searches with seeds 0, 1, ... at each of the targets; a search ends after four million steps."""
+    hits: list[Hits] = [Hits([]) for _ in DREAM_TARGETS]
     for seed in range(seeds):
-        for name, kind in OPTIMIZERS.items():
-            optimizer: Optimizer = kind(torch.zeros(_DIMENSION), 0.1, 64, seed)
-            for generation in range(generations):
-                optimizer.tell(fitness(optimizer.ask().float(), generation).mean(dim=1))
-            results[name].append(float(fitness.fresh(optimizer.mean.float()[None], 64, "bench").mean()))
-    return results
+        optimizer = OPTIMIZERS[kind](torch.zeros(task.dimension), 0.1, DREAM_POPULATION, seed)
+        first: dict[float, int] = {}
+        spent = 0
+        for point in task.search(optimizer, seed, _DREAM_STEPS):
+            spent = count(point)
+            for target in DREAM_TARGETS:
+                if point.value >= target:
+                    first.setdefault(target, spent)
+            if len(first) == len(DREAM_TARGETS):
+                break
+        for target, found in zip(DREAM_TARGETS, hits, strict=True):
+            found.searches.append((first.get(target, spent), target in first))
+    return hits
 
 
 def generation_times(popsize: int, generations: int = 9) -> dict[str, tuple[float, float]]:
@@ -180,42 +216,148 @@ def quality_plot(rows: list[Quality]) -> Figure:
     return figure
 
 
+def dream_seconds(popsize: int, steps: int = 1000) -> float:
+    """Seconds that a generation of the paper's size dreams: 16 episodes, ``steps`` steps, scaled up from 10."""
+    setup = prepare(Workload(candidates=min(popsize, 256), steps=10))
+    engine = wm.DreamEngine(setup.m, setup.spec, num_threads=torch.get_num_threads())
+    seconds = []
+    for _ in range(4):
+        began = time.perf_counter()
+        engine.rollout(setup.params, setup.starts, episodes=16, max_steps=10, done="sample")
+        seconds.append(time.perf_counter() - began)
+    return float(np.median(seconds[1:])) * popsize / setup.workload.candidates * steps / 10
+
+
+def peak_megabytes(dimension: int, popsize: int) -> float:
+    """By how much a process grows at most that runs three generations of BatchedCMAES."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_growth, (dimension, popsize))
+
+
+def _growth(dimension: int, popsize: int) -> float:
+    torch.set_num_threads(1)
+    warm = BatchedCMAES(torch.zeros(4), 0.1, 8)
+    warm.tell(-sphere(warm.ask()))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    optimizer = BatchedCMAES(torch.zeros(dimension), 0.1, popsize, variant="full")
+    for _ in range(3):
+        optimizer.ask()
+        optimizer.tell(torch.arange(popsize))
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def show_quality(problems: list[Problem], seeds: int) -> list[Quality]:
+    """The table of the standard functions."""
+    click.echo("Expected evaluations to the target:")
+    line = _columns(46, 10, 10, 7, 12)
+    click.echo(line("problem", "pycma", "batched", "ratio", "reached"))
+    measured = []
+    for problem in problems:
+        row = quality(problem, seeds)
+        measured.append(row)
+        counts = [f"{row.expected[name]:,.0f}" for name in OPTIMIZERS]
+        reached = "/".join(str(row.reached[name]) for name in OPTIMIZERS) + f" of {seeds}"
+        click.echo(line(problem.name, *counts, f"{row.ratio:.2f}", reached))
+    return measured
+
+
+def show_dream(seeds: int) -> None:
+    """The table of both optimisers in a dream."""
+    task = DreamTask()
+    sizes = f"D={task.dimension}, P={DREAM_POPULATION}, 16 episodes each"
+    click.echo(f"\nExpected evaluations to a return in the dream task, {sizes}:")
+    line = _columns(10, 10, 10, 12, 14)
+    click.echo(line("return", "pycma", "batched", "ratio", "reached"))
+    hits = {kind: dream_hits(kind, seeds, lambda point: point.evaluations, task) for kind in OPTIMIZERS}
+    for number, target in enumerate(DREAM_TARGETS):
+        ours, theirs = hits["batched"][number], hits["pycma"][number]
+        reached = f"{theirs.reached}/{ours.reached} of {seeds}"
+        value = ours.expected / theirs.expected
+        ratio = f"{value:.2f} ± {value * math.hypot(ours.error, theirs.error):.2f}"
+        click.echo(line(f"{target:g}", f"{theirs.expected:,.0f}", f"{ours.expected:,.0f}", ratio, reached))
+
+
+def show_racing(seeds: int) -> None:
+    """The table of dream steps, raced and not."""
+    click.echo(
+        f"\nExpected dream steps to a return, P={DREAM_POPULATION}, BatchedCMAES, in thousands (searches there):"
+    )
+    line = _columns(24, *[16] * len(DREAM_TARGETS))
+    click.echo(line("episodes", *(f"{target:g}" for target in DREAM_TARGETS)))
+    for episodes, race in ((16, 0), (8, 0), (4, 0), (2, 0), (16, 2), (16, 4)):
+        hits = dream_hits("batched", seeds, lambda point: point.steps, DreamTask(episodes, race))
+        name = f"{episodes}, racing from {race}" if race else f"{episodes} for all"
+        click.echo(line(name, *(f"{each.expected / 1e3:,.0f} ({each.reached})" for each in hits)))
+
+
+def show_speed(popsizes: list[int]) -> None:
+    """The tables of ask and tell, by themselves and beside the dream."""
+    threads = torch.get_num_threads()
+    click.echo(
+        f"\nAsk and tell at D = {_DIMENSION}, {threads} thread(s); share: of a dream of 16 episodes of 1,000 steps:"
+    )
+    line = _columns(6, 9, 11, 6, 13, 15, 6, 9, 12, 14)
+    columns = ("P", "pycma ms", "batched ms", "ratio", "pycma CPU ms", "batched CPU ms", "ratio", "dream s")
+    click.echo(line(*columns, "pycma share", "batched share"))
+    for popsize in popsizes:
+        (wall, cpu), (our_wall, our_cpu) = generation_times(popsize).values()
+        walls = [f"{1e3 * wall:.1f}", f"{1e3 * our_wall:.1f}", f"{wall / our_wall:.1f}"]
+        cpus = [f"{1e3 * cpu:.1f}", f"{1e3 * our_cpu:.1f}", f"{cpu / our_cpu:.1f}"]
+        dream = dream_seconds(popsize)
+        shares = [f"{wall / dream:.2%}", f"{our_wall / dream:.2%}"]
+        click.echo(line(str(popsize), *walls, *cpus, f"{dream:.1f}", *shares))
+
+
+def show_memory(popsizes: list[int]) -> None:
+    """The table of BatchedCMAES' memory."""
+    click.echo("\nWhat a process grows by at most, BatchedCMAES, and as a multiple of 8·(D² + P·D) bytes:")
+    line = _columns(6, 7, 9, 9)
+    click.echo(line("D", "P", "MB", "multiple"))
+    for dimension, popsize in [(_DIMENSION, popsize) for popsize in popsizes] + [(2 * _DIMENSION, popsizes[0])]:
+        megabytes = peak_megabytes(dimension, popsize)
+        multiple = megabytes * 2**20 / (8 * (dimension**2 + popsize * dimension))
+        click.echo(line(str(dimension), f"{popsize:,}", f"{megabytes:.0f}", f"{multiple:.1f}"))
+
+
+def _columns(*widths: int) -> Callable[..., str]:
+    def line(*words: str) -> str:
+        first, *rest = zip(words, widths, strict=True)
+        return "  ".join([first[0].ljust(first[1]), *(word.rjust(width) for word, width in rest)])
+
+    return line
+
+
+PARTS = ("quality", "dream", "racing", "speed", "memory")
+
+
 @click.command()
 @click.option("--seeds", default=15, show_default=True, help="Runs of each optimiser on each problem.")
 @click.option("--dimensions", default="10,100,867", show_default=True, help="Which of the problems.")
+@click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="These parts alone; may be repeated.")
+@click.option("--quick", is_flag=True, help="Three seeds, ten dimensions, small populations: minutes.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Where to write the plot, a PNG.")
-def main(seeds: int, dimensions: str, out: Path | None) -> None:
-    """Quality and speed of BatchedCMAES beside pycma, as tables."""
-    chosen = {int(word) for word in dimensions.split(",")}
-    rows = [["problem", "pycma", "batched", "ratio", "reached"]]
-    measured = []
-    for problem in PROBLEMS:
-        if problem.dimension in chosen:
-            row = quality(problem, seeds)
-            measured.append(row)
-            counts = [f"{row.expected[name]:,.0f}" for name in OPTIMIZERS]
-            reached = "/".join(str(row.reached[name]) for name in OPTIMIZERS) + f" of {seeds}"
-            rows.append([problem.name, *counts, f"{row.ratio:.2f}", reached])
-    click.echo("\n".join(["Expected evaluations to the target:", *aligned(rows), ""]))
+def main(seeds: int, dimensions: str, parts: tuple[str, ...], quick: bool, out: Path | None) -> None:
+    """Quality, racing, speed and memory of BatchedCMAES beside pycma, as tables.
 
-    if _DIMENSION in chosen:
-        returns = dream_returns(seeds)
-        summary = [
-            f"{name} {np.mean(values):.2f} ± {np.std(values, ddof=1) / math.sqrt(seeds):.2f}"
-            for name, values in returns.items()
-        ]
-        click.echo(
-            f"Return in a random M's dream after 25 generations of 64 (± standard error): {', '.join(summary)}\n"
-        )
-
-    rows = [["P", "pycma ms", "batched ms", "ratio", "pycma CPU ms", "batched CPU ms", "ratio"]]
-    for popsize in (64, 128, 256, 1024, 4096):
-        (wall, cpu), (our_wall, our_cpu) = generation_times(popsize).values()
-        walls = [f"{1e3 * wall:.1f}", f"{1e3 * our_wall:.1f}", f"{wall / our_wall:.1f}"]
-        rows.append([str(popsize), *walls, f"{1e3 * cpu:.1f}", f"{1e3 * our_cpu:.1f}", f"{cpu / our_cpu:.1f}"])
-    threads = torch.get_num_threads()
-    click.echo("\n".join([f"Ask and tell at D = {_DIMENSION}, {threads} thread(s):", *aligned(rows)]))
-    if out is not None:
+    On one thread of a Zen 4 core: quality takes minutes for 10 dimensions and 15 seeds, hours for 867; dream 4 minutes;
+    racing 2; speed 2; memory one.
+    """
+    chosen = {10} if quick else {int(word) for word in dimensions.split(",")}
+    seeds = min(seeds, 3) if quick else seeds
+    popsizes = [64, 256] if quick else [64, 128, 256, 1024, 4096]
+    wanted = parts or PARTS
+    measured: list[Quality] = []
+    if "quality" in wanted:
+        measured = show_quality([problem for problem in PROBLEMS if problem.dimension in chosen], seeds)
+    if "dream" in wanted:
+        show_dream(seeds)
+    if "racing" in wanted:
+        show_racing(seeds)
+    if "speed" in wanted:
+        show_speed(popsizes)
+    if "memory" in wanted:
+        show_memory(popsizes)
+    if out is not None and measured:
         with atomic_write(out) as file:
             quality_plot(measured).savefig(file, format="png", dpi=120)
         click.echo(f"plot: {out}")

@@ -178,3 +178,8 @@ def test_v_and_m_hold_out_the_same_episodes():
     with pytest.raises(ConfigError, match=r"test: memory\.holdout: must be vision\.holdout \(0\.2\).*but was 0\.1"):
         make_config({"vision": {"holdout": 0.2}}, "test")
     assert make_config({"vision": {"holdout": 0.2}, "memory": {"holdout": 0.2}}, "test").memory.holdout == 0.2
+
+
+def test_a_race_of_one_dream_is_refused():
+    with pytest.raises(ConfigError, match=r"controller\.dream_race: must be 0 or at least 2.*but was 1"):
+        make_config({"controller": {"dream_race": 1}}, "here")

@@ -188,7 +188,7 @@ def dream_starts(current: Round, m: MDNRNN, use: str, count: int, mid_fraction: 
 
 
 def dream_fitness(
-    current: Round, m: MDNRNN, spec: ControllerSpec, use: str, episodes: int, max_steps: int
+    current: Round, m: MDNRNN, spec: ControllerSpec, use: str, episodes: int, max_steps: int, race: int = 0
 ) -> DreamFitness:
     """The dream as the controller is trained in it, with the luck of one use of it."""
     settings = current.config.controller
@@ -201,6 +201,7 @@ def dream_fitness(
         reward=settings.reward,
         done=settings.done,
         seed=current.seed("dream", use),
+        race=race,
     )
 
 

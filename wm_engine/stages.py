@@ -272,7 +272,9 @@ def _controller(current: Round) -> None:
         result = train_controller(
             settings,
             spec,
-            dream=dream_fitness(current, m, spec, "evolution", settings.dream_episodes, settings.dream_steps),
+            dream=dream_fitness(
+                current, m, spec, "evolution", settings.dream_episodes, settings.dream_steps, settings.dream_race
+            ),
             real=real if "real" in settings.train_in else None,
             seed=current.seed("evolution"),
             checkpoints=Checkpoints(folder.evolution),

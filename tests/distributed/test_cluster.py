@@ -259,9 +259,10 @@ def test_a_run_on_a_cluster_leaves_the_files_of_a_run_without(cluster: str, tmp_
     assert train("mixed") == on_cluster
 
 
-def test_an_address_where_nothing_answers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "127.0.0.1:gcs"])
+def test_an_address_where_nothing_answers(tmp_path: Path, address: str) -> None:
     command = [sys.executable, "-m", "wm_engine.cli", "train", "--preset", "smoke", "--run", str(tmp_path / "run")]
-    process = subprocess.run([*command, "--ray", "127.0.0.1:1"], capture_output=True, text=True, timeout=200)
+    process = subprocess.run([*command, "--ray", address], capture_output=True, text=True, timeout=100)
     assert process.returncode == 2
-    assert "--ray 127.0.0.1:1: no cluster answers there" in process.stderr
+    assert f"--ray {address}: no cluster answers there" in process.stderr
     assert "Traceback" not in process.stderr

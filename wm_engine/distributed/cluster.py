@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ _MOST_ATTEMPTS = 3
 # So many losses for each worker, with no task finished in between, are no accident.
 _MOST_LOSSES = 3
 _SECONDS_BETWEEN_SIGNS = 60.0
+_SECONDS_TO_ANSWER = 10.0
 # Tasks ahead of the oldest unanswered one, for each worker: answers wait for their turn in the driver's memory.
 _TASKS_AHEAD = 2
 _REMEDY = "Look at the nodes (`ray status`). The same command goes on where this one stopped, with --ray or without."
@@ -272,8 +274,12 @@ def _import_ray() -> Any:
 
 def _connect(ray: Any, address: str) -> None:
     try:
+        if address != "auto":
+            # Ray itself tries for minutes where nothing listens.
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=_SECONDS_TO_ANSWER).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise WMEngineError(
             f"--ray {address}: no cluster answers there ({reason}). `ray start --head` starts one on this machine, "

@@ -20,6 +20,7 @@ from wm_engine.controller import ControllerSpec
 from wm_engine.dream.types import DreamOutput, Starts
 from wm_engine.envs import EnvSettings
 from wm_engine.evolve.protocol import derive_seed
+from wm_engine.evolve.racing import Race, race_rounds
 from wm_engine.fleet import Fleet
 from wm_engine.memory.model import MDNRNN
 from wm_engine.rollouts import EpisodeWriter, RolloutStore
@@ -71,6 +72,9 @@ class DreamFitness:
     starts : states that episodes begin from; which of them a generation uses is drawn anew each generation
     episodes, max_steps, temperature, reward, done : as in :meth:`wm_engine.dream.engine.DreamEngine.rollout`
     seed : generation g dreams with ``derive_seed(seed, "dream", g)``
+    race : episodes that all candidates dream before those whose place is clear stop (:mod:`wm_engine.evolve.racing`);
+        what they did not dream is filled in. Round r dreams with ``derive_seed(seed, "dream", g, "round", r)``.
+        0: every candidate dreams all episodes
     """
 
     unit = "dream_steps"
@@ -86,14 +90,25 @@ class DreamFitness:
         reward: str = "predicted",
         done: str = "threshold",
         seed: int = 0,
+        race: int = 0,
     ) -> None:
+        self._rounds = race_rounds(episodes, race) if race else []
         self._engine, self._starts = engine, starts
         self._episodes, self._max_steps, self._seed = episodes, max_steps, seed
         self._temperature, self._reward, self._done = temperature, reward, done
         self.steps = 0
 
     def __call__(self, params: Tensor, generation: int) -> Tensor:
-        return self._dream(params, self._episodes, derive_seed(self._seed, "dream", generation))
+        if not self._rounds:
+            return self._dream(params, self._episodes, derive_seed(self._seed, "dream", generation))
+        race, running = Race(len(params), self._episodes), torch.arange(len(params))
+        for number, episodes in enumerate(self._rounds):
+            seed = derive_seed(self._seed, "dream", generation, "round", number)
+            race.add(running, self._dream(params[running], len(episodes), seed))
+            running = race.unclear()
+            if not len(running):
+                break
+        return race.result()
 
     def fresh(self, params: Tensor, episodes: int, stream: str) -> Tensor:
         return self._dream(params, episodes, derive_seed(self._seed, "dream", stream))

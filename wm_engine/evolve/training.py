@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 from torch import Tensor
 
 from wm_engine.checks import check_tensor
@@ -69,6 +69,12 @@ class ControllerSettings(Section):
 
     dream_generations: int = Field(100, ge=1)
     dream_episodes: int = Field(16, ge=1, description="dreams of each candidate, in each generation")
+    dream_race: int = Field(
+        0,
+        ge=0,
+        description="racing: candidates whose place is clear stop after this many of their dreams, or twice as many, "
+        "or four times; at least 2; 0: all dream all",
+    )
     dream_steps: int = Field(1000, ge=1, description="most steps of a dream")
     temperature: float = Field(1.0, ge=0.0, description="of M's mixture in the dream; higher is harder to exploit")
     reward: Literal["predicted", "survival"] = Field("predicted", description="what a dreamt step is worth")
@@ -90,6 +96,13 @@ class ControllerSettings(Section):
     final_real_episodes: int = Field(8, ge=1)
     final_real_steps: int = Field(1000, ge=1, description="most steps of a final's real episode, without patience")
     checkpoint_seconds: float = Field(0.0, ge=0.0, description="how much work a kill may cost; 0: no generation")
+
+    @field_validator("dream_race")
+    @classmethod
+    def _a_race_needs_a_variance(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("must be 0 or at least 2: one dream does not say how much dreams differ")
+        return value
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,51 @@
+"""The bench of the optimisers: its counts, and the dream task that they are compared in."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from click.testing import CliRunner
+
+from wm_engine.bench import evolution
+from wm_engine.bench.dream_task import DreamTask
+from wm_engine.bench.evolution import Hits, dream_hits
+from wm_engine.evolve import BatchedCMAES
+
+
+def test_expected_counts_what_failed_searches_spent_too() -> None:
+    assert Hits([(10, True), (30, False), (20, True)]).expected == 30.0
+    assert Hits([(10, True), (30, False), (20, True)]).reached == 2
+    assert Hits([(10, False)]).expected == math.inf
+
+
+def test_the_dream_task_is_the_same_each_time_and_can_be_climbed() -> None:
+    def values(task: DreamTask) -> list[tuple[int, int, float]]:
+        optimizer = BatchedCMAES(torch.zeros(task.dimension), 0.1, 64, 3)
+        return [(point.evaluations, point.steps, point.value) for point in task.search(optimizer, 3, 60_000)]
+
+    first = values(DreamTask(episodes=4))
+    assert first == values(DreamTask(episodes=4))
+    assert [count for count, _, _ in first] == [64 * (number + 1) for number in range(len(first))]
+    assert first[-1][2] > first[0][2] + 1.0
+
+
+def test_hits_are_of_the_first_point_at_the_target() -> None:
+    class Steady(DreamTask):
+        def search(self, optimizer, seed, steps):
+            for generation, value in enumerate([18.0, 19.1, 18.0, 19.8]):
+                yield evolution.Point(64 * (generation + 1), 0, value)
+
+    low, middle, high = dream_hits("batched", 2, lambda point: point.evaluations, Steady())
+    assert low.searches == [(128, True)] * 2
+    assert middle.searches == [(256, True)] * 2
+    assert high.searches == [(256, False)] * 2
+
+
+def test_parts_are_printed_as_they_are_measured(monkeypatch) -> None:
+    said: list[str] = []
+    for name in ("dream", "racing", "memory", "speed"):
+        monkeypatch.setattr(evolution, f"show_{name}", lambda argument, name=name: said.append(f"{name} {argument}"))
+    result = CliRunner().invoke(evolution.main, ["--part", "racing", "--part", "memory", "--quick"])
+    assert result.exit_code == 0, result.output
+    assert said == ["racing 3", "memory [64, 256]"]
