@@ -8,7 +8,7 @@ from recordings import shades
 
 from wm_engine import stages
 from wm_engine.config import Config, flatten, make_config
-from wm_engine.controller import ControllerSpec
+from wm_engine.controller import ControllerSpec, save_controller
 from wm_engine.errors import ConfigError, MissingStageError, RunMismatchError
 from wm_engine.evolve import ControllerResult, Distribution
 from wm_engine.pipeline import drop_episodes, run_pipeline
@@ -139,21 +139,33 @@ def test_a_search_begins_where_another_runs_ended(tmp_path):
     with Recorder(tmp_path / "metrics") as recorder:
         for name in ("old", "old/evolution/result.safetensors"):
             current = first_round(tmp_path / name.replace("/", "-"), recorder, init_from=str(tmp_path / name))
-            found = stages._first_distribution(current, spec)
+            found = stages._beginning(current, spec)
             assert torch.equal(found.mean, result.distribution.mean)
             assert torch.equal(found.factor, result.distribution.factor)
             assert found.sigma == 0.25
         mean_only = first_round(tmp_path / "b", recorder, init_from=str(tmp_path / "old"), init_with="mean")
-        assert torch.equal(stages._first_distribution(mean_only, spec), result.distribution.mean)
-        assert stages._first_distribution(first_round(tmp_path / "c", recorder), spec) is None
-        later = first_round(tmp_path / "d", recorder, 1, init_from=str(tmp_path / "old"))
-        assert stages._first_distribution(later, spec) is None
+        assert torch.equal(stages._beginning(mean_only, spec), result.distribution.mean)
+        assert stages._beginning(first_round(tmp_path / "c", recorder), spec) is None
 
         # The run goes on with what it began with, whatever becomes of the other one.
         current = first_round(tmp_path / "old-copy", recorder, init_from=str(tmp_path / "old"))
-        stages._first_distribution(current, spec)
+        stages._beginning(current, spec)
         evolved(tmp_path / "old" / "evolution" / "result.safetensors", spec, mean=0.75)
-        assert torch.equal(stages._first_distribution(current, spec).mean, result.distribution.mean)
+        assert torch.equal(stages._beginning(current, spec).mean, result.distribution.mean)
+
+
+def test_a_later_round_begins_at_the_last_ones_controller(tmp_path):
+    spec = ControllerSpec(latent=2, hidden=3, action=1, squash="tanh")
+    evolved(tmp_path / "old" / "evolution" / "result.safetensors", spec)
+    params = torch.linspace(-1.0, 1.0, spec.num_params)
+    with Recorder(tmp_path / "metrics") as recorder:
+        current = first_round(tmp_path / "run", recorder, 1, init_from=str(tmp_path / "old"))
+        save_controller(current.previous.controller, spec, params)
+        assert torch.equal(stages._beginning(current, spec), params)
+        assert stages._beginning(current, ControllerSpec(latent=2, hidden=3, action=1, squash="sigmoid")) is None
+        earlier = BY_NAME["controller"].inputs(current)["earlier controller"].digest()
+        save_controller(current.previous.controller, spec, -params)
+        assert BY_NAME["controller"].inputs(current)["earlier controller"].digest() != earlier
 
 
 def test_a_search_that_cannot_be_gone_on_with_is_named(tmp_path):
@@ -165,10 +177,10 @@ def test_a_search_that_cannot_be_gone_on_with_is_named(tmp_path):
         other = ControllerSpec(latent=2, hidden=4, action=1, features="z", squash="tanh")
         current = first_round(tmp_path / "a", recorder, init_from=str(tmp_path / "old"))
         with pytest.raises(ConfigError, match=r"hidden 3 there, 4 here; .*features zh there, z here"):
-            stages._first_distribution(current, other)
+            stages._beginning(current, other)
         current = first_round(tmp_path / "a", recorder, init_from=str(tmp_path / "nowhere"))
         with pytest.raises(ConfigError, match=r"controller\.init_from: .*no such file"):
-            stages._first_distribution(current, spec)
+            stages._beginning(current, spec)
         current = first_round(tmp_path / "a", recorder, init_from=str(tmp_path / "bare.safetensors"))
         with pytest.raises(ConfigError, match="before a search's distribution was kept"):
-            stages._first_distribution(current, spec)
+            stages._beginning(current, spec)

@@ -261,13 +261,14 @@ def _controller(current: Round) -> None:
     settings, folder = current.config.controller, current.folder
     vae, m = load_models(current)
     spec = controller_spec(current, m)
-    initial = _first_distribution(current, spec)
+    initial = _beginning(current, spec)
     real = real_fitness(
         current, vae, m, spec, "evolution", settings.real_episodes, settings.real_steps, settings.real_patience
     )
     identity = {"vision": file_fingerprint(folder.vision), "memory": file_fingerprint(folder.memory)}
     if initial is not None:
-        identity["initial"] = file_fingerprint(folder.evolution / "initial.safetensors")
+        source = current.previous.controller if current.index else folder.evolution / "initial.safetensors"
+        identity["initial"] = file_fingerprint(source)
     with closing(real):
         result = train_controller(
             settings,
@@ -287,13 +288,18 @@ def _controller(current: Round) -> None:
     save_controller(folder.controller, spec, result.params)
 
 
-def _first_distribution(current: Round, spec: ControllerSpec) -> Distribution | Tensor | None:
-    """What ``controller.init_from`` names, for the first round: later ones act on other hidden states.
+def _beginning(current: Round, spec: ControllerSpec) -> Distribution | Tensor | None:
+    """Where the search begins: at the last round's controller, in the first at what ``controller.init_from`` names.
 
-    It is copied into the round's folder when the evolution begins, so that going on needs the other run no more.
+    V and M go on from the last round's, so its controller still drives on them, if worse (docs/runs.md).
+    What ``init_from`` names is copied into the round's folder when the evolution begins, so that going on needs the
+    other run no more.
     """
+    if current.index:
+        shape, params = load_controller(current.previous.controller)
+        return params if shape == spec else None
     settings = current.config.controller
-    if not settings.init_from or current.index:
+    if not settings.init_from:
         return None
     copy = current.folder.evolution / "initial.safetensors"
     source = copy if copy.exists() else _result_of(Path(settings.init_from))
@@ -364,11 +370,14 @@ STAGES = (
     Stage(
         name="controller",
         sections=("seed", "env", "vision.precision", "controller", "dream"),
-        inputs=lambda current: {
-            "vision": file_artifact(current.folder.vision),
-            "latents": _latents(current),
-            "memory": file_artifact(current.folder.memory),
-        },
+        inputs=lambda current: (
+            {
+                "vision": file_artifact(current.folder.vision),
+                "latents": _latents(current),
+                "memory": file_artifact(current.folder.memory),
+            }
+            | _earlier(current, "controller")
+        ),
         outputs=lambda current: {
             "controller": file_artifact(current.folder.controller),
             "evolution": file_artifact(evolution_result(current.folder)),
