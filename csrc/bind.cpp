@@ -129,8 +129,7 @@ class Dream {
       throw py::value_error("first_candidate + candidates must be at most 2**32, but first_candidate was " +
                             std::to_string(first_candidate));
     plan.first_candidate = static_cast<uint32_t>(first_candidate);
-    wm::size_between("num_threads", num_threads, 0, 4096);
-    const int threads = num_threads > 0 ? static_cast<int>(num_threads) : wm::available_processors();
+    const int threads = static_cast<int>(wm::size_between("num_threads", num_threads, 1, 4096));
 
     py::array_t<float> returns({plan.candidates, plan.episodes});
     py::array_t<int32_t> lengths({plan.candidates, plan.episodes});
@@ -287,7 +286,7 @@ PYBIND11_MODULE(_C, module) {
       .def("rollout", &Dream::rollout, py::kw_only(), py::arg("params"), py::arg("z"), py::arg("h") = py::none(),
            py::arg("c") = py::none(), py::arg("episodes"), py::arg("max_steps"), py::arg("temperature") = 1.0,
            py::arg("seed") = 0, py::arg("reward") = "predicted", py::arg("done") = "threshold",
-           py::arg("common_random_numbers") = true, py::arg("first_candidate") = 0, py::arg("num_threads") = 0,
+           py::arg("common_random_numbers") = true, py::arg("first_candidate") = 0, py::arg("num_threads") = 1,
            py::arg("record") = false,
            "Dream params [P, D] from starts z [N, Z], h, c [N, H]: a dict of returns [P, E], lengths [P, E], failed "
            "[P], work (row_steps, rows_in_flight, scratch_bytes: wm::Work in dream.h) and, recorded, z [T, P, E, Z], "
@@ -301,7 +300,6 @@ PYBIND11_MODULE(_C, module) {
   module.def("isa_levels_not_compiled", &wm::levels_not_compiled, "Levels that the compiler could not make.");
   module.def("has_amx", &wm::has_amx, "Whether this processor has AMX, which no level uses.");
   module.def("chosen_isa", [] { return std::string(wm::choose_level("auto").name); });
-  module.def("available_processors", &wm::available_processors, "CPU affinity, or the cgroup's quota if it is less.");
   module.def("compiler", &compiler);
   module.def("multiply_adds", &multiply_adds, py::arg("precision"), py::arg("rounds"), py::arg("isa") = "auto",
              "Multiply-adds on registers alone: how many flops it did; 0 where the level has no such instruction.");

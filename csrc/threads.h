@@ -1,4 +1,4 @@
-// How many threads to run, and running them.
+// Running threads. How many is the caller's choice: wm_engine/machine.py counts the CPUs that a process may use.
 #pragma once
 
 #include <atomic>
@@ -7,9 +7,6 @@
 #include <utility>
 
 namespace wm {
-
-// Processors this process may use: its CPU affinity, and the cgroup's quota if it is less.
-int available_processors();
 
 // Runs `work(thread)` on `threads` threads, this one included, and returns when all are done. Threads live for one call,
 // so a process that forked, or several callers at once, need no care. `interrupted` is asked on the calling thread about
