@@ -184,3 +184,10 @@ def test_a_search_that_cannot_be_gone_on_with_is_named(tmp_path):
         current = first_round(tmp_path / "a", recorder, init_from=str(tmp_path / "bare.safetensors"))
         with pytest.raises(ConfigError, match="before a search's distribution was kept"):
             stages._beginning(current, spec)
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_no_result_follows_from_the_cluster(stage):
+    one, other = config_of(), config_of(cluster={"actors": 7, "cpus": 2, "timeout": 5.0, "start_timeout": 6.0})
+    assert one.cluster != other.cluster
+    assert all(stage.settings(one, index) == stage.settings(other, index) for index in (0, 1))

@@ -173,7 +173,9 @@ class RayFleet:
         """Wait for something to happen, and take it in."""
         engaged = [actor for actor in self._actors if not actor.idle]
         references = [actor.reference for actor in engaged]
-        patience = min(_SECONDS_BETWEEN_SIGNS, *(max(self._left(actor), 0.01) for actor in engaged))
+        # Who is only late in starting is not waited for while others are at work: no node may have room for it.
+        clocks = [actor for actor in engaged if actor.task is not None] or engaged
+        patience = min(_SECONDS_BETWEEN_SIGNS, *(max(self._left(actor), 0.01) for actor in clocks))
         self._ray.wait(references, num_returns=1, timeout=patience)
         done, _ = self._ray.wait(references, num_returns=len(references), timeout=0)
         for actor in engaged:
