@@ -11,6 +11,7 @@ from checker import check
 from world import World
 
 from wm_engine import MDNRNN, ControllerSpec, DreamEngine, kernels
+from wm_engine.dream import triton_backend
 from wm_engine.dream.triton_backend import TritonBackend
 from wm_engine.dream.types import DreamOutput, RolloutPlan
 
@@ -133,3 +134,19 @@ def test_the_cpu_is_for_the_interpreter_alone(monkeypatch: pytest.MonkeyPatch) -
 def test_unknown_forms_are_refused() -> None:
     with pytest.raises(ValueError, match="form must be one of 'auto', 'persistent', 'steps', but was 'graph'"):
         TritonBackend(MDNRNN(), ControllerSpec(), DEVICE, form="graph")
+
+
+def test_a_million_rollouts_are_dreamt_in_launches_that_fit() -> None:
+    model = TritonBackend(MDNRNN(), ControllerSpec(), DEVICE, "bf16")._model
+    each = launch.bytes_per_rollout(model)
+    for episodes in (1, 16, 1000):
+        candidates = (1 << 20) // episodes
+        at_once = triton_backend.candidates_a_launch(each, episodes)
+        assert 1 <= at_once <= candidates
+        assert at_once * episodes * each <= 4 << 30
+    assert triton_backend.candidates_a_launch(each, 1 << 24) == 1
+    # What is allocated for a launch is what the plan reckons with.
+    rows = 1024
+    scratch = sum(value.nbytes for value in launch.scratch(model, rows, 2).values())
+    starts = 4 * rows * (32 + 2 * 256)
+    assert scratch + starts <= each * rows <= scratch + starts + 64 * rows
