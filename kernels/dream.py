@@ -283,7 +283,17 @@ def place(row, rows, episodes, first_candidate, COMMON: tl.constexpr):
 
 
 # K is among them since loops over a constant are unrolled, and need more registers then than there are.
-VARYING = "rows record_rows episodes max_steps first_candidate key_low key_high step_offset mixtures".split()
+VARYING = [
+    "rows",
+    "record_rows",
+    "episodes",
+    "max_steps",
+    "first_candidate",
+    "key_low",
+    "key_high",
+    "step_offset",
+    "mixtures",
+]
 
 
 @triton.jit(do_not_specialize=VARYING)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tomli_w
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -36,8 +36,14 @@ else:
 class DreamSettings(Section):
     """What dreams are computed with."""
 
+    free: ClassVar[frozenset[str]] = frozenset({"devices"})
+
     backend: str = Field("auto", description="auto takes the fastest that is here; see `wm-engine info`")
     precision: str = Field("fp32", description="of M's matrix products in dreams")
+    devices: list[str] = Field(
+        [],
+        description='several to split populations over, of the kind of `device`: ["cuda:0", "cuda:1"]',
+    )
 
 
 class Config(Section):

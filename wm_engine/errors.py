@@ -41,3 +41,7 @@ class WorkerError(WMEngineError):
 
 class StorageError(WMEngineError):
     """The disk is full or a path cannot be written."""
+
+
+class DeviceMemoryError(WMEngineError):
+    """A device has too little free memory for what was asked of it."""

@@ -162,9 +162,14 @@ def _default_squash(config: Config, ranges: list[tuple[float, float]]) -> tuple[
 
 
 def make_engine(config: Config, m: MDNRNN, spec: ControllerSpec) -> DreamEngine:
-    settings = config.dream
+    settings, device = config.dream, device_of(config)
+    elsewhere = [name for name in settings.devices if name.partition(":")[0] != device.type]
+    if elsewhere:
+        raise ConfigError(f"dream.devices: must be of the kind of device, {device}, but named {', '.join(elsewhere)}")
     try:
-        return DreamEngine(m, spec, device_of(config), settings.backend, settings.precision)
+        return DreamEngine(
+            m, spec, device, settings.backend, settings.precision, devices=settings.devices or None
+        )  # fmt: skip
     except ValueError as error:
         raise ConfigError(f"dream: {error}") from error
     except RuntimeError as error:

@@ -11,6 +11,7 @@ from checker import check
 from world import World
 
 from wm_engine import MDNRNN, ControllerSpec, DreamEngine, kernels
+from wm_engine.dream import triton_backend
 from wm_engine.dream.triton_backend import TritonBackend
 from wm_engine.dream.types import DreamOutput, RolloutPlan
 
@@ -26,8 +27,8 @@ FIELDS = ("returns", "lengths", "z", "actions", "rewards")
 
 
 def dream(world: World, params: torch.Tensor | None = None, form: str = "persistent", **plan: Any) -> DreamOutput:
-    precision = plan.pop("precision", "fp32")
-    backend = TritonBackend(world.m, world.spec, DEVICE, precision, form, SETTINGS)
+    precision, settings = plan.pop("precision", "fp32"), plan.pop("settings", SETTINGS)
+    backend = TritonBackend(world.m, world.spec, DEVICE, precision, form, settings)
     plan = {"episodes": 5, "max_steps": 4, "done": "sample", "seed": 11, "record": True} | plan
     return backend.rollout(world.params if params is None else params, world.starts, RolloutPlan(**plan))
 
@@ -40,6 +41,22 @@ def test_both_forms_are_the_oracles_over_several_tiles(form: str, mixture: str, 
     plan = {"episodes": 5, "max_steps": 3, "seed": (9 << 40) + 3, "done": "sample", "temperature": 0.8}
     want, peer = world.want(**plan), world.got("torch", **plan)
     got = dream(world, form=form, **plan)
+    assert got.lengths.tolist() == want["lengths"].tolist()
+    for name in ("returns", "z", "actions", "rewards"):
+        check(name, getattr(got, name), want[name], getattr(peer, name))
+
+
+@pytest.mark.parametrize("form", ["persistent", "steps"])
+@pytest.mark.parametrize("mixture", ["shared", "per_dim"])
+@pytest.mark.parametrize("depth", [16, 64])
+def test_matrix_products_by_parts_of_h_are_the_oracles(form: str, mixture: str, depth: int) -> None:
+    # tl.dot itself, with h whole (64) and by parts, and two groups of latent dimensions, as on sm_100. One step: in the
+    # interpreter a product is NumPy's, whose rounding (up to 1e-6 in a second action) is not what is tested here.
+    world = World(mixture, squash="tanh", sizes=(17, 2, 33, 3), candidates=4)
+    plan = {"episodes": 5, "max_steps": 1, "seed": 5, "done": "sample"}
+    settings = launch.Settings(rows=16, units=16, dims=16, depth=depth, num_stages=1, dot="ieee")
+    want, peer = world.want(**plan), world.got("torch", **plan)
+    got = dream(world, form=form, settings=settings, **plan)
     assert got.lengths.tolist() == want["lengths"].tolist()
     for name in ("returns", "z", "actions", "rewards"):
         check(name, getattr(got, name), want[name], getattr(peer, name))
@@ -133,3 +150,19 @@ def test_the_cpu_is_for_the_interpreter_alone(monkeypatch: pytest.MonkeyPatch) -
 def test_unknown_forms_are_refused() -> None:
     with pytest.raises(ValueError, match="form must be one of 'auto', 'persistent', 'steps', but was 'graph'"):
         TritonBackend(MDNRNN(), ControllerSpec(), DEVICE, form="graph")
+
+
+def test_a_million_rollouts_are_dreamt_in_launches_that_fit() -> None:
+    model = TritonBackend(MDNRNN(), ControllerSpec(), DEVICE, "bf16")._model
+    each = launch.bytes_per_rollout(model)
+    for episodes in (1, 16, 1000):
+        candidates = (1 << 20) // episodes
+        at_once = triton_backend.candidates_a_launch(each, episodes)
+        assert 1 <= at_once <= candidates
+        assert at_once * episodes * each <= 4 << 30
+    assert triton_backend.candidates_a_launch(each, 1 << 24) == 1
+    # What is allocated for a launch is what the plan reckons with.
+    rows = 1024
+    scratch = sum(value.nbytes for value in launch.scratch(model, rows, 2).values())
+    starts = 4 * rows * (32 + 2 * 256)
+    assert scratch + starts <= each * rows <= scratch + starts + 64 * rows

@@ -96,6 +96,9 @@ class CppBackend:
         del out["work"]
         return DreamOutput(**{name: torch.from_numpy(value) for name, value in out.items()})
 
+    def release(self) -> None:
+        """See :class:`wm_engine.dream.types.Backend`: nothing is kept."""
+
 
 def _array(value: Tensor) -> np.ndarray:
     """A tensor as a contiguous float32 array, sharing its memory where it can."""

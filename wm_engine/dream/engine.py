@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from wm_engine.dream import triton_backend
 from wm_engine.dream.cpp_backend import CppBackend
 from wm_engine.dream.torch_backend import DTYPES, TorchBackend
 from wm_engine.dream.triton_backend import TritonBackend
-from wm_engine.dream.types import Backend, DreamOutput, RolloutPlan, Starts
+from wm_engine.dream.types import Backend, DreamOutput, RolloutPlan, Starts, join
+from wm_engine.errors import DeviceMemoryError
 from wm_engine.memory.model import MDNRNN
 from wm_engine.ops.dream import DONES, REWARDS
 from wm_engine.rng import key_words
@@ -72,12 +74,15 @@ class DreamEngine:
     m : the world model's memory; its weights are copied, so train on and make a new engine
     c : the controllers' shape; latent, hidden and action must be M's
     device : where to dream
+    devices : several of one kind, in place of ``device``: the population is split over them, a share to each, and the
+        output is gathered on the first. Results are those of one device
     backend : "auto" | "cpp" (CPU) | "triton" (CUDA) | "torch" (any device)
     precision : "fp32" | "bf16" | ..., of M's matrix products
     num_threads : of the ``cpp`` backend; None takes every core this process may use
 
-    Raises ValueError for sizes that do not match, non-finite weights, or a backend that cannot do what is asked;
-    RuntimeError for one that is not installed here. No backend is ever taken silently in place of an explicit choice.
+    Raises ValueError for sizes that do not match, non-finite weights, a device that is not here, or a backend that
+    cannot do what is asked; RuntimeError for one that is not installed here. No backend is ever taken silently in
+    place of an explicit choice.
     """
 
     def __init__(
@@ -88,6 +93,7 @@ class DreamEngine:
         backend: str = "auto",
         precision: str = "fp32",
         num_threads: int | None = None,
+        devices: Sequence[str | torch.device] | None = None,
     ) -> None:
         check_type("m", m, MDNRNN)
         check_type("c", c, ControllerSpec)
@@ -102,12 +108,15 @@ class DreamEngine:
         if num_threads is not None:
             check_int("num_threads", num_threads, least=1)
         self.controller = c
-        self.device = torch.device(device)
+        self.devices = _checked_devices([device] if devices is None else devices)
+        self.device = self.devices[0]
         self.precision = precision
-        entry = _choose(backend, self.device.type, precision, m, c)
+        entry = _choose(backend, self.device, precision, m, c)
+        for other in self.devices[1:]:
+            _check_here(other)
         self.backend = entry.name
         options: dict[str, Any] = {"num_threads": num_threads} if entry.name == "cpp" else {}
-        self._backend = entry.make(m, c, self.device, precision, **options)
+        self._backends = [entry.make(m, c, where, precision, **options) for where in self.devices]
 
     def rollout(
         self,
@@ -145,7 +154,8 @@ class DreamEngine:
         -------
         DreamOutput, on the engine's device
 
-        Raises ValueError or TypeError for arguments outside these bounds, before anything runs.
+        Raises ValueError or TypeError for arguments outside these bounds, before anything runs; DeviceMemoryError where
+        a device has too little memory, after which the engine can be used again.
         """
         params = check_tensor("params", params, ["P", self.controller.num_params])
         check_type("starts", starts, Starts)
@@ -163,6 +173,7 @@ class DreamEngine:
             common_random_numbers=check_bool("common_random_numbers", common_random_numbers),
             first_candidate=check_int("first_candidate", first_candidate, least=0),
             record=check_bool("record", record),
+            population=params.shape[0] * episodes,
         )
         key_words(plan.seed)
         last = plan.first_candidate + params.shape[0]
@@ -173,24 +184,88 @@ class DreamEngine:
             )
         if plan.max_steps > _MOST_STEPS:
             raise ValueError(f"max_steps must be at most {_MOST_STEPS}, but was {plan.max_steps}")
-        return self._backend.rollout(params.detach(), starts, plan)
+        try:
+            return self._split(params.detach(), starts, plan)
+        except torch.OutOfMemoryError as error:
+            problem = str(error).partition("\n")[0]
+        # Not in the handler: the traceback that it holds keeps the tensors of the call that failed.
+        for backend in self._backends:
+            backend.release()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        raise DeviceMemoryError(
+            f"{params.shape[0]} x {plan.episodes} rollouts on {', '.join(map(str, self.devices))} take more memory "
+            f"than is free: {problem} Dream fewer candidates a call, or free the device of other work."
+        )
+
+    def _split(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
+        """Every device dreams its share of the candidates, in a thread of its own."""
+        count, shares = len(params), len(self._backends)
+        bounds = [count * share // shares for share in range(shares + 1)]
+        work = [
+            (backend, params[first:last], replace(plan, first_candidate=plan.first_candidate + first))
+            for backend, first, last in zip(self._backends, bounds, bounds[1:], strict=False)
+            if last > first
+        ]
+
+        def dream(backend: Backend, share: Tensor, its_plan: RolloutPlan) -> DreamOutput:
+            return backend.rollout(share, starts, its_plan)
+
+        if len(work) == 1:
+            return dream(*work[0])
+        with ThreadPoolExecutor(len(work)) as pool:
+            return join(list(pool.map(dream, *zip(*work, strict=True))), self.device)
 
 
-def _choose(backend: str, device: str, precision: str, m: MDNRNN, c: ControllerSpec) -> BackendEntry:
+def _checked_devices(devices: Sequence[str | torch.device]) -> tuple[torch.device, ...]:
+    if isinstance(devices, str) or len(devices) == 0:
+        raise ValueError(f"devices must be a sequence of at least one device, but was {devices!r}")
+    known = []
+    for device in devices:
+        try:
+            known.append(torch.device(device))
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(_not_here(device)) from error
+    if len({device.type for device in known}) > 1:
+        raise ValueError(f"devices must be of one kind, but were {', '.join(map(str, known))}")
+    return tuple(known)
+
+
+def _check_here(device: torch.device) -> None:
+    here = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if (device.index or 0) >= here.get(device.type, 0):
+        raise ValueError(_not_here(device))
+
+
+def _not_here(device: object) -> str:
+    here = ["cpu"]
+    if torch.cuda.is_available():
+        here += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        here.append("mps")
+    return f"device must be one that is here ({', '.join(here)}), but was {str(device)!r}"
+
+
+def _choose(backend: str, device: torch.device, precision: str, m: MDNRNN, c: ControllerSpec) -> BackendEntry:
     check_choice("backend", backend, ("auto", *(entry.name for entry in BACKENDS)))
     check_choice("precision", precision, sorted({p for entry in BACKENDS for p in entry.precisions}))
     if backend == "auto":
+        _check_here(device)
         for entry in BACKENDS:
-            if device in entry.devices and precision in entry.precisions:
+            if device.type in entry.devices and precision in entry.precisions:
                 reason = entry.missing() or entry.refuses(m, c)
                 if reason is None:
-                    _log_once(f"backend: {entry.name} ({device}, {precision})")
+                    _log_once(f"backend: {entry.name} ({device.type}, {precision})")
                     return entry
                 _log_once(f"backend {entry.name} is passed over: {reason}")
-        raise ValueError(f"no backend dreams in {precision} on {device!r}; see `wm-engine info`")
+        raise ValueError(f"no backend dreams in {precision} on {device.type!r}; see `wm-engine info`")
     entry = next(entry for entry in BACKENDS if entry.name == backend)
-    if device not in entry.devices + entry.by_name:
-        raise ValueError(f"backend {backend!r} runs on {', '.join(entry.devices)}, but device was {device!r}")
+    if device.type not in entry.devices + entry.by_name:
+        raise ValueError(f"backend {backend!r} runs on {', '.join(entry.devices)}, but device was {device.type!r}")
     if precision not in entry.precisions:
         raise ValueError(
             f"backend {backend!r} has precisions {', '.join(entry.precisions)}, but was asked for {precision!r}"
@@ -198,6 +273,7 @@ def _choose(backend: str, device: str, precision: str, m: MDNRNN, c: ControllerS
     reason = entry.missing()
     if reason is not None:
         raise RuntimeError(f"backend {backend!r} is not available here: {reason}")
+    _check_here(device)
     reason = entry.refuses(m, c)
     if reason is not None:
         raise ValueError(f"backend {backend!r} cannot dream this: {reason}")

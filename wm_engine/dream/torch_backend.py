@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from wm_engine.controller import ControllerSpec, raw_actions, squash_actions
-from wm_engine.dream.types import DreamOutput, RolloutPlan, Starts
+from wm_engine.dream.types import DreamOutput, RolloutPlan, Starts, join
 from wm_engine.memory.model import MDNRNN
 from wm_engine.ops.dream import DreamWeights, dream_step
 from wm_engine.rng import StepDraws
@@ -59,15 +59,10 @@ class TorchBackend:
             self._block(params[first : first + per_call], starts, plan, plan.first_candidate + first)
             for first in range(0, params.shape[0], per_call)
         ]
-        if len(parts) == 1:
-            return parts[0]
+        return join(parts, self._device)
 
-        def joined(name: str, dim: int) -> Tensor | None:
-            values = [getattr(part, name) for part in parts]
-            return None if values[0] is None else torch.cat(values, dim=dim)
-
-        returns, lengths, failed = (torch.cat([getattr(p, n) for p in parts]) for n in ("returns", "lengths", "failed"))
-        return DreamOutput(returns, lengths, failed, *(joined(name, 1) for name in ("z", "actions", "rewards")))
+    def release(self) -> None:
+        """See :class:`wm_engine.dream.types.Backend`: nothing is kept."""
 
     def _block(self, params: Tensor, starts: Starts, plan: RolloutPlan, first_candidate: int) -> DreamOutput:
         spec, device, dtype = self._spec, self._device, self._dtype

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from wm_engine import kernels
 from wm_engine.controller import ControllerSpec
+from wm_engine.dream.crossover import crossover
 from wm_engine.dream.types import DreamOutput, RolloutPlan, Starts
 from wm_engine.memory.model import MDNRNN
 from wm_engine.rng import key_words
@@ -19,19 +20,15 @@ from wm_engine.rng import key_words
 if TYPE_CHECKING:
     from wm_engine.kernels import launch
 
-_log = logging.getLogger(__name__)
-
 FORMS = ("auto", "persistent", "steps")
 
 # Bounds the scratch memory of a launch, not its results; larger populations are dreamt block by block.
 _MOST_BYTES = 4 << 30
 _MOST_ROLLOUTS = 1 << 20
 
-# Where the two forms are compared: this many rollouts, episodes a candidate, steps.
-_SIZES = (1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15)
+# The forms are compared with this many episodes a candidate, over this many steps.
 _EPISODES = 16
 _MEASURED_STEPS = 64
-_crossovers: dict[tuple[str, ...], int] = {}
 
 
 class TritonBackend:
@@ -40,7 +37,8 @@ class TritonBackend:
     The products of M run in the given precision with float32 sums; "fp32" makes them of three tf32 products on NVIDIA
     GPUs, for checking more than for speed. The controller sees z, h as they go into the products; it, the cell and all
     else are float32. ``form``: "persistent" (one kernel for all steps of a tile of rollouts), "steps" (two kernels a
-    step, in a CUDA graph) or "auto", which takes the faster for the population's size as measured once per device.
+    step, in a CUDA graph) or "auto", which takes the faster for the population's size, as measured once per device and
+    kept on disk (``wm_engine.dream.crossover``).
     """
 
     PRECISIONS: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16")
@@ -100,8 +98,8 @@ class TritonBackend:
             shape = (plan.max_steps, P, E)
             record = tuple(torch.zeros(*shape, *last, device=device) for last in ((spec.latent,), (spec.action,), ()))
 
-        most = min(_MOST_ROLLOUTS, _MOST_BYTES // self._launch.bytes_per_rollout(self._model))
-        block = max(1, most // E)
+        form = self._form_for(plan.population or P * E, plan.record)
+        block = candidates_a_launch(self._launch.bytes_per_rollout(self._model), E)
         episodes = torch.arange(E, device=device) % len(starts)
         for first in range(0, P, block):
             size = min(block, P - first)
@@ -115,15 +113,22 @@ class TritonBackend:
                 shown, P * E, plan.max_steps, plan.temperature, key_words(plan.seed), plan.first_candidate + first,
                 plan.reward == "survival", plan.done == "sample", plan.common_random_numbers,
             )  # fmt: skip
-            self._dream(task)
+            self._dream(task, form)
         return DreamOutput(returns, lengths, (failures != 0).any(dim=1), *(record or ()))
 
-    def _dream(self, task: launch.Task) -> None:
-        form = self._form
-        if form == "auto":
-            # Records launch step by step without a graph, which never pays; the interpreter has nothing to measure.
-            small = task.record is None and self._device.type == "cuda" and len(task.returns) < self._crossover()
-            form = "steps" if small else "persistent"
+    def release(self) -> None:
+        """See :class:`wm_engine.dream.types.Backend`."""
+        self._steppers.clear()
+
+    def _form_for(self, rollouts: int, record: bool) -> str:
+        if self._form != "auto":
+            return self._form
+        # Records launch step by step without a graph, which never pays; the interpreter has nothing to measure.
+        if record or self._device.type != "cuda":
+            return "persistent"
+        return "steps" if rollouts < crossover(self._key(), self._seconds) else "persistent"
+
+    def _dream(self, task: launch.Task, form: str) -> None:
         if form == "persistent":
             self._launch.persistent(self._model, self._controllers, task)
             return
@@ -136,16 +141,17 @@ class TritonBackend:
             self._steppers[key] = self._launch.Stepper(self._model, self._controllers, task)
         self._steppers[key].run(task)
 
-    def _crossover(self) -> int:
-        """From how many rollouts on the persistent kernel is the faster form: measured once per device and sizes."""
-        sizes = (*self._model.sizes.items(), self._model.shared, self._model.settings, self._shape)
-        key = (torch.cuda.get_device_name(self._device), repr(sizes))
-        if key not in _crossovers:
-            _crossovers[key] = next((size for size in _SIZES if self._persistent_wins(size)), 2 * _SIZES[-1])
-            _log.info("triton: one persistent kernel from %d rollouts on", _crossovers[key])
-        return _crossovers[key]
+    def _key(self) -> str:
+        """All that the crossover depends on."""
+        sizes = ",".join(f"{name}={size}" for name, size in self._model.sizes.items())
+        mixture = "shared" if self._model.shared else "per_dim"
+        versions = f"triton {metadata.version('triton')}, torch {torch.__version__}"
+        dtype = self._model.tensors["gate_weights"].dtype
+        name = torch.cuda.get_device_name(self._device)
+        return f"{name}; {versions}; {mixture}; {dtype}; {sizes}; {self._model.settings}; {self._shape}"
 
-    def _persistent_wins(self, rollouts: int) -> bool:
+    def _seconds(self, form: str, rollouts: int) -> float:
+        """How long a form takes for this many rollouts of the measured length."""
         spec, device = self._spec, self._device
         candidates = rollouts // _EPISODES
         params = torch.zeros(candidates, spec.num_params, device=device)
@@ -155,12 +161,18 @@ class TritonBackend:
             self._shape.pack(self._model, spec.layers(params)), _EPISODES, z, h, h, returns, lengths,
             torch.empty_like(lengths), None, rollouts, _MEASURED_STEPS, 1.0, (0, 0), 0, True, False, True,
         )  # fmt: skip
+        if form == "persistent":
+            return _best_seconds(lambda: self._launch.persistent(self._model, self._controllers, task), device)
         stepper = self._launch.Stepper(self._model, self._controllers, task)
-        one = _seconds(lambda: self._launch.persistent(self._model, self._controllers, task), device)
-        return one <= _seconds(lambda: stepper.run(task), device)
+        return _best_seconds(lambda: stepper.run(task), device)
 
 
-def _seconds(run: Callable[[], None], device: torch.device) -> float:
+def candidates_a_launch(bytes_per_rollout: int, episodes: int) -> int:
+    """How many candidates are dreamt at once: what fits the bounds on scratch memory and rollouts, at least one."""
+    return max(1, min(_MOST_ROLLOUTS, _MOST_BYTES // bytes_per_rollout) // episodes)
+
+
+def _best_seconds(run: Callable[[], None], device: torch.device) -> float:
     """The best of three runs, after one that compiles."""
     times = []
     for _ in range(4):

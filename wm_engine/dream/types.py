@@ -46,7 +46,11 @@ class Starts:
 
 @dataclass(frozen=True)
 class RolloutPlan:
-    """How to dream, checked by the engine: see :meth:`wm_engine.dream.engine.DreamEngine.rollout`."""
+    """How to dream, checked by the engine: see :meth:`wm_engine.dream.engine.DreamEngine.rollout`.
+
+    population : how many rollouts the whole has of which this may be a share; 0 where this is all of it. What a backend
+        chooses by size it chooses by this, so that shares have the bits of the whole
+    """
 
     episodes: int
     max_steps: int
@@ -57,6 +61,7 @@ class RolloutPlan:
     common_random_numbers: bool = True
     first_candidate: int = 0
     record: bool = False
+    population: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,26 @@ class DreamOutput:
     rewards: Tensor | None = None
 
 
+def join(parts: list[DreamOutput], device: torch.device) -> DreamOutput:
+    """The output of a population, on a device, from those of its shares in order."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def joined(name: str, dim: int) -> Tensor:
+        return torch.cat([getattr(part, name).to(device) for part in parts], dim=dim)
+
+    names = ("returns", "lengths", "failed")
+    tracks = () if parts[0].z is None else ("z", "actions", "rewards")
+    return DreamOutput(*(joined(name, 0) for name in names), *(joined(name, 1) for name in tracks))
+
+
 class Backend(Protocol):
     """One way to compute dreams. Arguments have been checked when they arrive here."""
 
     def rollout(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
         """Dream ``plan.episodes`` episodes of each of ``params`` float32 [P, D]."""
+        ...
+
+    def release(self) -> None:
+        """Let go of the memory that is kept between calls."""
         ...

@@ -1,0 +1,79 @@
+"""The crossover of the Triton forms: measured with a fake clock, kept in memory and on disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from wm_engine.dream import crossover as module
+from wm_engine.dream.crossover import SIZES, cache_file, crossover
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("WM_ENGINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "_known", {})
+    return tmp_path / "cache"
+
+
+def clock(equal_at: int, asked: list[tuple[str, int]]) -> Callable[[str, int], float]:
+    """Persistent rollouts take as long as steps do at ``equal_at`` of them; steps' time grows with their number."""
+
+    def seconds(form: str, rollouts: int) -> float:
+        asked.append((form, rollouts))
+        return float(equal_at if form == "persistent" else rollouts)
+
+    return seconds
+
+
+def never(form: str, rollouts: int) -> float:
+    raise AssertionError("measured again")
+
+
+@pytest.mark.parametrize(
+    ("equal_at", "expected"), [(1, SIZES[0]), (5000, 1 << 13), (1 << 14, 1 << 14), (1 << 20, 1 << 16)]
+)
+def test_it_is_the_least_size_at_which_one_kernel_is_as_fast(equal_at: int, expected: int) -> None:
+    asked: list[tuple[str, int]] = []
+    assert crossover("a", clock(equal_at, asked)) == expected
+    assert max(size for _, size in asked) == min(expected, SIZES[-1])
+
+
+def test_it_is_measured_once_a_process_and_once_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert crossover("a", clock(3000, [])) == 4096
+    assert crossover("a", never) == 4096
+    monkeypatch.setattr(module, "_known", {})
+    assert crossover("a", never) == 4096
+    assert crossover("b", clock(9000, [])) == 16384
+    assert json.loads(cache_file().read_text()) == {"a": 4096, "b": 16384}
+    assert [path.name for path in cache_file().parent.iterdir()] == ["crossovers.json"]
+
+
+@pytest.mark.parametrize("text", ["{half", "[1, 2]", '{"a": "4096"}', '{"a": true}'])
+def test_a_corrupt_file_is_passed_over_and_mended(text: str, caplog: pytest.LogCaptureFixture) -> None:
+    cache_file().parent.mkdir(parents=True)
+    cache_file().write_text(text)
+    with caplog.at_level(logging.WARNING):
+        assert crossover("a", clock(3000, [])) == 4096
+    assert f"{cache_file()} is passed over" in caplog.text
+    assert json.loads(cache_file().read_text()) == {"a": 4096}
+
+
+def test_a_cache_that_cannot_be_written_costs_no_answer(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder.write_text("a file where the folder should be")
+    with caplog.at_level(logging.WARNING):
+        assert crossover("a", clock(3000, [])) == 4096
+    assert "measured again next time" in caplog.text
+
+
+def test_the_users_cache_folder_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WM_ENGINE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache_file() == Path("/somewhere/wm_engine/crossovers.json")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/user")
+    assert cache_file() == Path("/home/user/.cache/wm_engine/crossovers.json")

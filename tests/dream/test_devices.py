@@ -1,0 +1,154 @@
+"""Devices: populations split over several, ones that are not here, and ones that run out of memory."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from world import World
+
+from wm_engine import DreamEngine, kernels
+from wm_engine.dream import BACKENDS, engine, triton_backend
+from wm_engine.dream.types import DreamOutput
+from wm_engine.errors import DeviceMemoryError
+
+PLAN: dict[str, Any] = {"episodes": 5, "max_steps": 6, "done": "sample", "seed": 3, "record": True}
+FIELDS = ("returns", "lengths", "failed", "z", "actions", "rewards")
+
+
+@pytest.fixture(params=["cpp", "torch"])
+def backend(request: pytest.FixtureRequest) -> str:
+    reason = next(entry for entry in BACKENDS if entry.name == request.param).missing()
+    if reason is not None:
+        pytest.skip(reason)
+    return str(request.param)
+
+
+@pytest.mark.parametrize("common", [True, False])
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_a_population_split_over_devices_has_the_bits_of_one(backend: str, common: bool, count: int) -> None:
+    world = World(candidates=7)
+    plan = PLAN | {"common_random_numbers": common, "first_candidate": 5}
+    one = DreamEngine(world.m, world.spec, backend=backend)
+    several = DreamEngine(world.m, world.spec, backend=backend, devices=["cpu"] * count)
+    whole, joined = (e.rollout(world.params, world.starts, **plan) for e in (one, several))
+    for name in FIELDS:
+        assert torch.equal(getattr(joined, name), getattr(whole, name))
+    assert several.rollout(world.params, world.starts, **plan | {"record": False}).z is None
+
+
+def test_an_error_on_one_device_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(candidates=4)
+    both = DreamEngine(world.m, world.spec, backend="torch", devices=["cpu", "cpu"])
+
+    def fail(*arguments: Any) -> DreamOutput:
+        raise RuntimeError("the second device is gone")
+
+    monkeypatch.setattr(both._backends[1], "rollout", fail)
+    with pytest.raises(RuntimeError, match="the second device is gone"):
+        both.rollout(world.params, world.starts, **PLAN)
+
+
+def test_devices_that_are_not_here_are_named() -> None:
+    world = World()
+    with pytest.raises(ValueError, match=r"device must be one that is here \(cpu.*\), but was 'toaster'"):
+        DreamEngine(world.m, world.spec, device="toaster")
+    with pytest.raises(ValueError, match=r"device must be one that is here \(cpu.*\), but was 'cuda:99'"):
+        DreamEngine(world.m, world.spec, device="cuda:99", backend="torch")
+    with pytest.raises(ValueError, match="devices must be a sequence of at least one device"):
+        DreamEngine(world.m, world.spec, devices=[])
+    with pytest.raises(ValueError, match="devices must be a sequence of at least one device, but was 'cpu'"):
+        DreamEngine(world.m, world.spec, devices="cpu")
+    with pytest.raises(ValueError, match="devices must be of one kind, but were cpu, cuda:0"):
+        DreamEngine(world.m, world.spec, devices=["cpu", "cuda:0"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+@pytest.mark.parametrize("name", ["auto", "torch"])
+def test_without_cuda_it_is_a_value_error(name: str) -> None:
+    world = World()
+    with pytest.raises(ValueError, match=r"device must be one that is here \(cpu.*\), but was 'cuda'"):
+        DreamEngine(world.m, world.spec, device="cuda", backend=name)
+
+
+def test_a_missing_or_old_triton_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    pytest.importorskip("triton")
+    monkeypatch.setattr("triton.__version__", "3.1.0")
+    with pytest.raises(
+        RuntimeError, match=r"'triton' is not available here: Triton 3\.1\.0 is too old: it must be 3\.2"
+    ):
+        DreamEngine(world.m, world.spec, backend="triton")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="'triton' is not available here: Triton is not installed"):
+        DreamEngine(world.m, world.spec, backend="triton")
+
+
+def test_auto_falls_back_and_says_so_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    monkeypatch.setattr(engine, "_check_here", lambda device: None)
+    monkeypatch.setattr(engine, "_logged", set())
+    monkeypatch.setattr(triton_backend.kernels, "missing", lambda: "no Triton")
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            chosen = engine._choose("auto", torch.device("cuda"), "fp32", world.m, world.spec)
+            assert chosen.name == "torch"
+    assert [record.getMessage() for record in caplog.records] == [
+        "backend triton is passed over: no Triton",
+        "backend: torch (cuda, fp32)",
+    ]
+    monkeypatch.setattr(triton_backend, "missing", lambda: None)
+    monkeypatch.setitem(kernels.MOST, "hidden", 8)
+    assert triton_backend.beyond_limits(world.m, world.spec) == "the kernels take hidden up to 8, but it was 9"
+
+
+def test_out_of_memory_frees_and_the_engine_works_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    one = DreamEngine(world.m, world.spec, backend="torch")
+    whole = one.rollout(world.params, world.starts, **PLAN)
+    released = []
+
+    def full(*arguments: Any) -> DreamOutput:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(one._backends[0], "rollout", full)
+        patch.setattr(one._backends[0], "release", lambda: released.append(True))
+        with pytest.raises(
+            DeviceMemoryError, match=r"3 x 5 rollouts on cpu .*Tried to allocate 2\.00 GiB\. Dream fewer"
+        ):
+            one.rollout(world.params, world.starts, **PLAN)
+    assert released == [True]
+    assert torch.equal(one.rollout(world.params, world.starts, **PLAN).returns, whole.returns)
+
+
+class Syncs(TorchDispatchMode):
+    """Counts the operations that make the host wait for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal"):
+            self.seen[func.overloadpacket.__name__] += 1
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(("steps", "waits"), [(31, 0), (32, 1), (96, 3)])
+def test_the_torch_backend_waits_for_the_device_once_in_32_steps(steps: int, waits: int) -> None:
+    world = World()
+    world.m.state_dict()["head.bias"][-1] = -1e3
+    one = DreamEngine(world.m, world.spec, backend="torch")
+    plan = {"episodes": 2, "max_steps": steps}
+
+    def syncs(**more: Any) -> Counter[str]:
+        with Syncs() as mode:
+            one.rollout(world.params, world.starts, **plan | more)
+        return mode.seen
+
+    assert sum((syncs() - syncs(max_steps=1)).values()) == waits
