@@ -248,5 +248,5 @@ def test_bad_engines_are_refused() -> None:
 def test_bad_starts_are_refused() -> None:
     with pytest.raises(ValueError, match=r"starts\.h must have shape \[2, H\], but had \[3, 4\]"):
         Starts(torch.zeros(2, 4), torch.zeros(3, 4))
-    with pytest.raises(ValueError, match=r"starts\.z must be finite, but 1 of its 4 entries were not"):
+    with pytest.raises(ValueError, match=r"starts\.z must be finite in float32, but 1 of its 4 entries were not"):
         Starts(torch.tensor([[0.0, 1.0, torch.nan, 0.0]]))

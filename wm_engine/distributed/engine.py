@@ -12,6 +12,7 @@ from torch import Tensor
 from wm_engine.checks import check_tensor
 from wm_engine.controller import ControllerSpec
 from wm_engine.dream import DreamEngine, DreamOutput, Starts
+from wm_engine.dream.types import join
 from wm_engine.fleet import Fleet, shards
 from wm_engine.memory.model import MDNRNN
 
@@ -62,19 +63,8 @@ class FleetEngine:
             | plan
             for part in shards(len(params), self._fleet.workers)
         ]
-        return _joined(list(self._fleet.map(self._recipe, tasks)))
+        return join(list(self._fleet.map(self._recipe, tasks)), torch.device("cpu"))
 
 
 def _on_cpu(output: DreamOutput) -> DreamOutput:
     return replace(output, **{name: value.cpu() for name, value in vars(output).items() if value is not None})
-
-
-def _joined(parts: list[DreamOutput]) -> DreamOutput:
-    """The whole population's output: candidates are the first dimension, of recordings [T, P, E, ...] the second."""
-
-    def joined(name: str, dimension: int) -> Tensor | None:
-        values = [getattr(part, name) for part in parts]
-        return None if values[0] is None else torch.cat(values, dim=dimension)
-
-    dimensions = {"returns": 0, "lengths": 0, "failed": 0, "z": 1, "actions": 1, "rewards": 1}
-    return DreamOutput(**{name: joined(name, dimension) for name, dimension in dimensions.items()})  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from wm_engine.dream.torch_backend import DTYPES, TorchBackend
 from wm_engine.dream.triton_backend import TritonBackend
 from wm_engine.dream.types import Backend, DreamOutput, RolloutPlan, Starts, join
 from wm_engine.errors import DeviceMemoryError
+from wm_engine.fleet import shards
 from wm_engine.memory.model import MDNRNN
 from wm_engine.ops.dream import DONES, REWARDS
 from wm_engine.rng import key_words
@@ -200,12 +201,10 @@ class DreamEngine:
 
     def _split(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
         """Every device dreams its share of the candidates, in a thread of its own."""
-        count, shares = len(params), len(self._backends)
-        bounds = [count * share // shares for share in range(shares + 1)]
+        parts = shards(len(params), len(self._backends))
         work = [
-            (backend, params[first:last], replace(plan, first_candidate=plan.first_candidate + first))
-            for backend, first, last in zip(self._backends, bounds, bounds[1:], strict=False)
-            if last > first
+            (backend, params[part.start : part.stop], replace(plan, first_candidate=plan.first_candidate + part.start))
+            for backend, part in zip(self._backends, parts, strict=False)
         ]
 
         def dream(backend: Backend, share: Tensor, its_plan: RolloutPlan) -> DreamOutput:
