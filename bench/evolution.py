@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -238,12 +237,18 @@ def _growth(dimension: int, popsize: int) -> float:
     torch.set_num_threads(1)
     warm = BatchedCMAES(torch.zeros(4), 0.1, 8)
     warm.tell(-sphere(warm.ask()))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_kilobytes()
     optimizer = BatchedCMAES(torch.zeros(dimension), 0.1, popsize, variant="full")
     for _ in range(3):
         optimizer.ask()
         optimizer.tell(torch.arange(popsize))
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (_peak_kilobytes() - before) / 1024
+
+
+def _peak_kilobytes() -> int:
+    """This process's largest resident size; getrusage would count that of the process that started it (Linux)."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 
 
 def show_quality(problems: list[Problem], seeds: int) -> list[Quality]:
