@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,10 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != RO
 if importlib.util.find_spec("wm_engine") is None:
     raise SystemExit("wm_engine is not installed: run `pip install '.[test]'` first, then `pytest`")
 sys.path.insert(0, str(TESTS))
+
+# A shell's background jobs begin with the interrupt ignored, and hand that down to the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Read when Triton is imported: its kernels run in its interpreter, on the CPU. TRITON_INTERPRET=0 tests them on a GPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -179,7 +179,10 @@ def test_an_interrupt_ends_an_endless_dream(threads: str) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "dreaming\n"
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert "KeyboardInterrupt" in errors
 
 
