@@ -17,7 +17,8 @@ from .workload import Setup
 PRODUCTS = "bare matrix products"
 PEAK = "instruction peak"
 
-_ROUNDS = 2_000_000
+# A tenth of a second: of four milliseconds on an idle machine, waking its processors takes a fifth to a half.
+_ROUNDS = 60_000_000
 
 
 def products(setup: Setup, device: str, precision: str) -> Callable[[], None] | None:
