@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from wm_engine.bench.evolution import ellipsoid, rosenbrock, sphere
 from wm_engine.evolve.cmaes import BatchedCMAES, Parameters
 from wm_engine.evolve.optimizers import make_optimizer, restore_optimizer
 from wm_engine.evolve.protocol import Optimizer
@@ -18,20 +19,6 @@ from wm_engine.evolve.pycma import PycmaES
 from wm_engine.runs import load_tensors, save_tensors
 
 Cost = Callable[[Tensor], Tensor]
-
-
-def sphere(x: Tensor) -> Tensor:
-    return (x**2).sum(dim=1)
-
-
-def ellipsoid(x: Tensor) -> Tensor:
-    """Condition 10^6."""
-    scales = 10.0 ** (6 * torch.arange(x.shape[1], dtype=x.dtype) / (x.shape[1] - 1))
-    return (scales * x**2).sum(dim=1)
-
-
-def rosenbrock(x: Tensor) -> Tensor:
-    return (100 * (x[:, 1:] - x[:, :-1] ** 2) ** 2 + (1 - x[:, :-1]) ** 2).sum(dim=1)
 
 
 def evaluations(optimizer: Optimizer, cost: Cost, target: float, limit: int) -> int:

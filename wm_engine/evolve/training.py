@@ -146,14 +146,16 @@ class ControllerResult:
         if metadata.get("kind") != "evolution" or "params" not in tensors:
             raise CorruptFileError(f"{path}: not the result of a controller's training")
 
-        def named(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
-            return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
-
-        scores = {name: float(value) for name, value in named("score.", metadata).items()}
-        winners, history = named("winner.", tensors), named("history.", tensors)
-        parts, shape = named("distribution.", tensors), named("spec.", metadata)
+        scores = {name: float(value) for name, value in _named("score.", metadata).items()}
+        winners, history = _named("winner.", tensors), _named("history.", tensors)
+        parts, shape = _named("distribution.", tensors), _named("spec.", metadata)
         spec, distribution = (spec_of(shape), Distribution.of(parts)) if parts and shape else (None, None)
         return cls(tensors["params"], metadata["source"], scores, winners, history, spec, distribution)
+
+
+def _named(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``values`` whose names begin with ``prefix``, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
 
 
 @dataclass(frozen=True)
@@ -386,13 +388,7 @@ class _Training:
             winners={name: self._tensors[f"winner.{name}"] for name in names},
             history={name: self._tensors[f"history.{name}"] for name in names},
             spec=spec,
-            distribution=Distribution.of(
-                {
-                    name.removeprefix("distribution."): part
-                    for name, part in self._tensors.items()
-                    if name.startswith("distribution.")
-                }
-            ),
+            distribution=Distribution.of(_named("distribution.", self._tensors)),
         )
 
     def _save(self) -> None:
