@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -201,13 +201,14 @@ def train_controller(
     Raises ValueError where a needed fitness is missing, RunMismatchError where the checkpoints belong to a training
     with other settings, WMEngineError where generation after generation has no finite return.
     """
-    first = initial if isinstance(initial, Distribution) else None
-    mean = torch.zeros(spec.num_params) if initial is None else initial.mean if first is not None else initial
-    start = check_tensor("initial", mean, [spec.num_params])
     fitnesses = {"dream": dream, "real": real}
     phases = [_phase(settings, name, fitnesses[name]) for name in settings.train_in.split("_then_")]
+    if not isinstance(initial, Distribution):
+        mean = torch.zeros(spec.num_params) if initial is None else initial
+        initial = Distribution(mean, phases[0].sigma)
+    start = check_tensor("initial", initial.mean, [spec.num_params])
+    begin = replace(initial, mean=start.detach().cpu().double())
     key = {"settings": settings.identity(), "seed": seed, "iteration": iteration, "identity": dict(identity or {})}
-    begin = Distribution(start.detach().cpu().double(), *((first.sigma, first.factor) if first else (phases[0].sigma,)))
     training = _Training(settings, phases, begin, seed, iteration, key, checkpoints, recorder)
     training.run()
     return training.result(fitnesses, spec)
