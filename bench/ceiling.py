@@ -70,7 +70,7 @@ def instruction_peak(precision: str, threads: int) -> tuple[Callable[[], None], 
 def peak_steps(setup: Setup, precision: str, threads: int) -> tuple[Callable[[], None], float] | None:
     """As :func:`instruction_peak`, in dream steps: flops a call over those that a step of the workload cannot avoid.
 
-    Where ``shared`` these are the chosen component's alone.
+    Of the mixture these are the logits and the chosen components.
     """
     peak = instruction_peak(precision, threads)
     if peak is None:

@@ -28,21 +28,24 @@ def phase_costs(work: Workload, precision: str, rows: float) -> dict[str, Cost]:
       written and h written ``12 H`` bytes
     - reward_and_end: ``2 H R`` flops, R = 2 rows of the head (2+K where ``shared``: the logits); weights
       ``4 H R / rows``, h ``4 H``, outputs ``4 R`` bytes
-    - mixture: ``2 H N'`` flops; weights ``w H N' / rows``, h ``4 H``, outputs ``4 N'`` bytes; N' = 3ZK where
-      ``per_dim``, 2Z where ``shared``, whose other components are never computed (each component's weights are then
-      read by about rows/K rollouts)
+    - mixture: ``2 H (N + 2Z)`` flops, N = ZK logits where ``per_dim`` and none (counted above) where ``shared``: of the
+      components that were not chosen, means and deviations are never computed; weights ``w H N / rows`` and, since each
+      component is read by about rows/K rollouts, ``w H 2Z K / rows``, h ``4 H``, outputs ``4 (N + 2Z)`` bytes
     """
     z, a, h, k = work.latent, work.action, work.hidden, work.mixtures
     weight = _WEIGHT_BYTES[precision]
     shared = work.mixture == "shared"
     control = 2 + k if shared else 2
-    outputs = 2 * z if shared else 3 * z * k
-    readers = max(1.0, rows / k) if shared else rows
+    logits, chosen = 0 if shared else z * k, 2 * z
+    readers = max(1.0, rows / k)
     return {
         "controller": Cost(2 * a * (z + h), 4 * a * (z + h) + 4 * (z + h)),
         "gates": Cost(8 * h * (z + a + h), weight * 4 * h * (z + a + h) / rows + 4 * (z + a + h) + 12 * h),
         "reward_and_end": Cost(2 * h * control, 4 * h * control / rows + 4 * h + 4 * control),
-        "mixture": Cost(2 * h * outputs, weight * h * outputs / readers + 4 * h + 4 * outputs),
+        "mixture": Cost(
+            2 * h * (logits + chosen),
+            weight * h * (logits / rows + chosen / readers) + 4 * h + 4 * (logits + chosen),
+        ),
     }
 
 

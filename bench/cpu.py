@@ -1,8 +1,8 @@
 """The CPU's table: ``python -m bench.cpu`` times the C++ core beside the batched peers, and on one thread beside all.
 
 Both mixtures, all precisions of the core, peers in float32, P=64, E=16, T=100 at the paper's size; a mixture's rivals
-are timed in turn, in one run. Prints the tables of ``wm-engine bench``, then the ratios; writes cpu.json with every
-row. A rival whose result is wrong gets no speed.
+are timed in turn, in one run. Prints the tables of ``wm-engine bench``, then the ratios, and how far the machine itself
+comes with all threads; writes cpu.json with every row. A rival whose result is wrong gets no speed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from wm_engine.machine import available_cpus
 from wm_engine.ops.mdn import MIXTURES
 from wm_engine.runs import write_json
 
+from .ceiling import PEAK, instruction_peak
 from .dreams import ONE_THREAD, Entry, measure
+from .measure import interleave, ratio
 from .peers import jax_scan, torch_compile, torch_eager
 from .provenance import provenance
 from .rivals import Rival, rivals
@@ -54,6 +56,25 @@ def ratio_rows(entries: Sequence[Entry], threads: int) -> list[list[str]]:
     return rows
 
 
+def peak_scaling(threads: int, rounds: int) -> dict[str, float]:
+    """How many times one thread's instruction peak all threads together have, by precision.
+
+    What the machine grants a program that shares nothing: cores of one clock, no sibling threads, nobody else.
+    """
+    peaks = {
+        (precision, count): instruction_peak(precision, count)
+        for precision in CppBackend.PRECISIONS
+        for count in (1, threads)
+    }
+    here = {key: peak for key, peak in peaks.items() if peak is not None}
+    timings = interleave({f"{precision} {count}": peak[0] for (precision, count), peak in here.items()}, rounds)
+    return {
+        precision: ratio(timings[f"{precision} {threads}"], flops, timings[f"{precision} 1"], here[precision, 1][1])
+        for (precision, count), (_, flops) in here.items()
+        if count == threads
+    }
+
+
 def run(rounds: int, work: dict[str, Any], out: Path) -> int:
     """Measure, print and write; 1 if a result was wrong."""
     threads = available_cpus()
@@ -69,8 +90,11 @@ def run(rounds: int, work: dict[str, Any], out: Path) -> int:
         mine = [entry for entry in entries if entry.workload == workload]
         print("\n".join(["", workload_line(workload), *dream_table(mine)]), flush=True)
     print("\n" + "\n".join(aligned(ratio_rows(entries, threads))))
+    scaling = peak_scaling(threads, rounds)
+    print(f"\n{PEAK}, {threads} threads x 1: " + ", ".join(f"{name} {value:.2f}" for name, value in scaling.items()))
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "cpu.json", {"machine": origin, "rows": [entry.row() for entry in entries]})
+    rows = [entry.row() for entry in entries]
+    write_json(out / "cpu.json", {"machine": origin, "rows": rows, "peak_scaling": scaling})
     print(f"\n{out / 'cpu.json'} has every row")
     return int(any(entry.wrong for entry in entries))
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_REST = 0.02
+"""Seconds before each timed run: OpenMP's threads spin for some milliseconds after their work, whoever comes next."""
+
 WIDE = 0.15
 """A spread (p80 - p20) / median above this says that the machine was busy with something else."""
 
@@ -55,6 +58,7 @@ def interleave(
     for _ in range(rounds):
         generator.shuffle(order)
         for name in order:
+            time.sleep(_REST)
             began = clock()
             runs[name]()
             seconds[name].append(clock() - began)

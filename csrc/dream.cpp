@@ -88,65 +88,125 @@ T* Engine::allocate(int64_t n) {
   return static_cast<T*>(buffers_.back()->data());
 }
 
-Matrix Engine::pack(const float* weight, int64_t stride, int64_t depth, const std::vector<int64_t>& rows,
-                    const std::vector<float>& bias, Element element, bool quantised, bool rounded) {
-  const int64_t width = level_.width, columns = static_cast<int64_t>(rows.size()), vectors = columns / width;
-  const int64_t together = element == Element::f32 ? 1 : element == Element::bf16 ? 2 : 4;
+// The rows of a weight matrix [N, depth] that are packed, as they are kept: rounded, or divided by their own scale.
+class Engine::Rows {
+ public:
+  // `taken` are the rows of `weight`, -1 for one of zeros.
+  Rows(const float* weight, int64_t depth, const std::vector<int64_t>& taken, const Form& form)
+      : weight_(weight), depth_(depth), taken_(taken), form_(form), scale_(taken.size(), 1.0f) {
+    for (size_t row = 0; row < taken.size() && form.quantised; ++row) {
+      float most = 0;
+      for (int64_t k = 0; k < depth && taken[row] >= 0; ++k)
+        most = std::max(most, std::fabs(weight[taken[row] * depth + k]));
+      if (most > 1e-30f) scale_[row] = most / 127.0f;
+    }
+  }
+  // The size of one unit of each quantised row.
+  const std::vector<float>& scale() const { return scale_; }
+  float value(int64_t row, int64_t k) const {
+    const int64_t from = taken_[static_cast<size_t>(row)];
+    if (from < 0 || k >= depth_) return 0.0f;
+    const float x = weight_[from * depth_ + k];
+    if (form_.quantised) return std::nearbyint(x / scale_[static_cast<size_t>(row)]);
+    return form_.rounded ? round_bf16(x) : x;
+  }
+  // What the int8 dot products of a row are off by: their other operand is shifted by 128, to be without a sign.
+  int32_t offset(int64_t row) const {
+    int32_t sum = 0;
+    for (int64_t k = 0; k < depth_; ++k) sum += static_cast<int32_t>(value(row, k));
+    return -128 * sum;
+  }
+
+ private:
+  const float* weight_;
+  int64_t depth_;
+  const std::vector<int64_t>& taken_;
+  Form form_;
+  std::vector<float> scale_;
+};
+
+namespace {
+
+int64_t together_of(Element element) { return element == Element::f32 ? 1 : element == Element::bf16 ? 2 : 4; }
+
+void put(void* weights, Element element, int64_t at, float x) {
+  if (element == Element::f32) static_cast<float*>(weights)[at] = x;
+  if (element == Element::bf16) static_cast<uint16_t*>(weights)[at] = to_bf16(x);
+  if (element == Element::int8) static_cast<int8_t*>(weights)[at] = static_cast<int8_t>(x);
+}
+
+}  // namespace
+
+// Room for whole vectors of an element: all are of as many bytes.
+void* Engine::allocate_vectors(int64_t n) { return allocate<float>(n * level_.width); }
+
+const float* Engine::keep(const std::vector<float>& values) {
+  float* to = allocate<float>(static_cast<int64_t>(values.size()));
+  std::copy(values.begin(), values.end(), to);
+  return to;
+}
+
+Matrix Engine::pack(const float* weight, int64_t depth, const std::vector<int64_t>& taken,
+                    const std::vector<float>& bias, const Form& form) {
+  const int64_t columns = static_cast<int64_t>(taken.size()), together = together_of(form.element);
   const int64_t padded = blocks_of(depth, together) * together;
+  const Rows rows(weight, depth, taken, form);
 
   Matrix m{};
-  m.vectors = vectors;
-  if (!bias.empty()) {
-    float* to = allocate<float>(columns);
-    std::copy(bias.begin(), bias.end(), to);
-    m.bias = to;
+  m.vectors = columns / level_.width;
+  if (!bias.empty()) m.bias = keep(bias);
+  if (form.quantised) m.scale = keep(rows.scale());
+  if (form.element == Element::int8) {
+    int32_t* offset = allocate<int32_t>(columns);
+    for (int64_t column = 0; column < columns; ++column) offset[column] = rows.offset(column);
+    m.offset = offset;
   }
-  float* scale = nullptr;
-  if (quantised) {
-    scale = allocate<float>(columns);
-    for (int64_t column = 0; column < columns; ++column) {
-      float most = 0;
-      if (rows[static_cast<size_t>(column)] >= 0)
-        for (int64_t k = 0; k < depth; ++k)
-          most = std::max(most, std::fabs(weight[rows[static_cast<size_t>(column)] * stride + k]));
-      scale[column] = most > 1e-30f ? most / 127.0f : 1.0f;
-    }
-    m.scale = scale;
-  }
-  int32_t* offset = nullptr;
-  if (element == Element::int8) m.offset = offset = allocate<int32_t>(columns);
-
-  const auto value = [&](int64_t column, int64_t k) {
-    const int64_t row = rows[static_cast<size_t>(column)];
-    if (row < 0 || k >= depth) return 0.0f;
-    float x = weight[row * stride + k];
-    if (quantised) return std::nearbyint(x / scale[column]);
-    return rounded ? round_bf16(x) : x;
-  };
-
-  float* floats = nullptr;
-  uint16_t* halves = nullptr;
-  int8_t* bytes = nullptr;
-  if (element == Element::f32) m.weights = floats = allocate<float>(columns * padded);
-  if (element == Element::bf16) m.weights = halves = allocate<uint16_t>(columns * padded);
-  if (element == Element::int8) m.weights = bytes = allocate<int8_t>(columns * padded);
-  for (int64_t group = 0; group * kGroup < vectors; ++group) {
-    const int64_t in_group = std::min(kGroup, vectors - group * kGroup) * width;
+  void* weights = allocate_vectors(m.vectors * padded / together);
+  for (int64_t group = 0; group * kGroup < m.vectors; ++group) {
+    const int64_t first = group * kGroup * level_.width;
+    const int64_t in_group = std::min(kGroup * level_.width, columns - first);
     for (int64_t k = 0; k < padded; ++k)
-      for (int64_t i = 0; i < in_group; ++i) {
-        const int64_t column = group * kGroup * width + i;
-        const int64_t at =
-            group * kGroup * width * padded + (k / together * in_group + i) * together + k % together;
-        const float x = value(column, k);
-        if (floats) floats[at] = x;
-        if (halves) halves[at] = to_bf16(x);
-        if (bytes) {
-          bytes[at] = static_cast<int8_t>(x);
-          offset[column] -= 128 * static_cast<int32_t>(bytes[at]);
-        }
-      }
+      for (int64_t i = 0; i < in_group; ++i)
+        put(weights, form.element, first * padded + (k / together * in_group + i) * together + k % together,
+            rows.value(first + i, k));
   }
+  m.weights = weights;
   return m;
+}
+
+Pairs Engine::pack_pairs(const float* weight, int64_t depth, const std::vector<int64_t>& taken,
+                         const std::vector<float>& bias, const Form& form) {
+  const int64_t vector = level_.width * together_of(form.element);
+  const Rows rows(weight, depth, taken, form);
+
+  Pairs m{};
+  m.count = static_cast<int64_t>(taken.size()) / 2;
+  m.depth_vectors = blocks_of(depth, vector);
+  void* weights = allocate_vectors(m.count * 2 * (1 + m.depth_vectors));
+  for (int64_t row = 0; row < 2 * m.count; ++row) {
+    const int64_t start = (row / 2 * (1 + m.depth_vectors) * 2 + row % 2) * vector;
+    char* sums = static_cast<char*>(weights) + start / together_of(form.element) * 4;
+    std::memset(sums, 0, static_cast<size_t>(level_.width) * 4);
+    const int32_t offset = form.element == Element::int8 ? rows.offset(row) : 0;
+    if (form.element == Element::int8)
+      std::memcpy(sums, &offset, sizeof offset);
+    else if (!form.quantised)
+      std::memcpy(sums, &bias[static_cast<size_t>(row)], sizeof(float));
+    for (int64_t k = 0; k < m.depth_vectors * vector; ++k)
+      put(weights, form.element, start + 2 * (1 + k / vector) * vector + k % vector, rows.value(row, k));
+  }
+  m.weights = weights;
+  return m;
+}
+
+// Values of pairs d K + k, [Z, K, 2], as vectors of dimensions: [latent_blocks][K][2][width].
+std::vector<float> Engine::by_dims(const std::vector<float>& values, int64_t mixtures) const {
+  std::vector<float> vectors;
+  for (int64_t block = 0; block < model_.latent_blocks; ++block)
+    for (int64_t row = 0; row < 2 * mixtures; ++row)
+      for (int64_t d = block * level_.width; d < (block + 1) * level_.width; ++d)
+        vectors.push_back(d < model_.latent ? values[static_cast<size_t>(d * 2 * mixtures + row)] : 0.0f);
+  return vectors;
 }
 
 Engine::Engine(const Weights& w, const std::string& features, const std::vector<std::string>& squash,
@@ -170,6 +230,16 @@ Engine::Engine(const Weights& w, const std::string& features, const std::vector<
   m.unit_blocks = blocks_of(H, width);
   m.latent_blocks = blocks_of(Z, width);
 
+  if (w.per_dim) {
+    // A level computes where a dimension's component lies in float32.
+    const int64_t vectors = Z * K * 2 * (1 + blocks_of(H, width * together_of(m.hidden_element)));
+    if (vectors >= 1 << 23)
+      throw std::invalid_argument("the means and deviations of a per_dim mixture must be less than 2^23 vectors of " +
+                                  std::to_string(width) + " floats, but latent=" + std::to_string(Z) + ", mixtures=" +
+                                  std::to_string(K) + " and hidden=" + std::to_string(H) + " make " +
+                                  std::to_string(vectors));
+  }
+
   std::vector<int64_t> rows;
   std::vector<float> bias;
   for (int64_t block = 0; block < m.unit_blocks; ++block)
@@ -179,35 +249,48 @@ Engine::Engine(const Weights& w, const std::string& features, const std::vector<
         rows.push_back(row);
         bias.push_back(row < 0 ? 0.0f : w.bias_ih[row] + w.bias_hh[row]);
       }
-  m.gates_input = pack(w.weight_ih, Z + A, Z + A, rows, {}, m.input_element, false, m.rounded);
-  m.gates_hidden = pack(w.weight_hh, H, H, rows, bias, m.hidden_element, m.quantised, m.rounded);
+  const Form input{m.input_element, false, m.rounded}, hidden{m.hidden_element, m.quantised, m.rounded};
+  m.gates_input = pack(w.weight_ih, Z + A, rows, {}, input);
+  m.gates_hidden = pack(w.weight_hh, H, rows, bias, hidden);
 
-  const auto pack_head = [&](const std::vector<int64_t>& head_rows, Element element, bool quantised, bool rounded) {
-    std::vector<float> head_bias;
-    for (int64_t row : head_rows) head_bias.push_back(row < 0 ? 0.0f : w.head_bias[row]);
-    return pack(w.head_weight, H, H, head_rows, head_bias, element, quantised, rounded);
+  const auto biases = [&](const std::vector<int64_t>& head_rows) {
+    std::vector<float> values;
+    for (int64_t row : head_rows) values.push_back(row < 0 ? 0.0f : w.head_bias[row]);
+    return values;
   };
   // Reward and the end decide what a dream is worth and cost next to nothing: float32 in every precision.
   std::vector<int64_t> control{w.head_rows() - 2, w.head_rows() - 1};
   if (!w.per_dim)
     for (int64_t k = 0; k < K; ++k) control.push_back(k);
-  control.resize(static_cast<size_t>(blocks_of(static_cast<int64_t>(control.size()), width) * width), -1);
-  m.control = pack_head(control, Element::f32, false, false);
+  if (control.size() % 2) control.push_back(-1);
+  m.control = pack_pairs(w.head_weight, H, control, biases(control), Form{Element::f32, false, false});
 
-  // Rows of the head: logits, means, log deviations. A dimension beyond Z has no row.
-  for (int64_t k = 0; k < (w.per_dim ? 1 : K); ++k) {
+  // The rows of the head of a vector of dimensions; a dimension beyond Z has none.
+  const auto add_dims = [&](int64_t block, int64_t first, int64_t of_dim) {
+    for (int64_t d = block * width; d < (block + 1) * width; ++d) rows.push_back(d < Z ? first + d * of_dim : -1);
+  };
+  const auto pack_mixture = [&] { mixture_.push_back(pack(w.head_weight, H, rows, biases(rows), hidden)); };
+  if (w.per_dim) {
     rows.clear();
     for (int64_t block = 0; block < m.latent_blocks; ++block)
-      for (int64_t part = 0; part < (w.per_dim ? 3 * K : 2); ++part)
-        for (int64_t d = block * width; d < (block + 1) * width; ++d) {
-          if (d >= Z)
-            rows.push_back(-1);
-          else if (w.per_dim)
-            rows.push_back(part / K * Z * K + d * K + part % K);
-          else
-            rows.push_back(K + part * K * Z + k * Z + d);
-        }
-    mixture_.push_back(pack_head(rows, m.hidden_element, m.quantised, m.rounded));
+      for (int64_t k = 0; k < K; ++k) add_dims(block, k, K);
+    pack_mixture();
+    rows.clear();
+    for (int64_t pair = 0; pair < Z * K; ++pair)
+      for (int64_t part : {1, 2}) rows.push_back(part * Z * K + pair);
+    m.components = pack_pairs(w.head_weight, H, rows, biases(rows), hidden);
+    if (m.quantised) {
+      const std::vector<float> scales = Rows(w.head_weight, H, rows, hidden).scale(), offsets = biases(rows);
+      m.component_scale = keep(by_dims(scales, K));
+      m.component_bias = keep(by_dims(offsets, K));
+    }
+  } else {
+    for (int64_t k = 0; k < K; ++k) {
+      rows.clear();
+      for (int64_t block = 0; block < m.latent_blocks; ++block)
+        for (int64_t part : {0, 1}) add_dims(block, K + (part * K + k) * Z, 1);
+      pack_mixture();
+    }
   }
   m.mixture = mixture_.data();
 

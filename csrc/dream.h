@@ -52,11 +52,22 @@ class Engine {
   Work rollout(const Plan& plan, int threads, const std::function<bool()>& interrupted) const;
 
  private:
+  // How the rows of a packed matrix are kept.
+  struct Form {
+    Element element;
+    bool quantised, rounded;
+  };
+  class Rows;
   template <class T>
   T* allocate(int64_t n);
-  // `rows` maps every column of the packed matrix to a row of `weight`, -1 where there is none.
-  Matrix pack(const float* weight, int64_t stride, int64_t depth, const std::vector<int64_t>& rows,
-              const std::vector<float>& bias, Element element, bool quantised, bool rounded);
+  void* allocate_vectors(int64_t n);
+  const float* keep(const std::vector<float>& values);
+  // `taken` maps every column, or row, of what is packed to a row of `weight` [N, depth], -1 where there is none.
+  Matrix pack(const float* weight, int64_t depth, const std::vector<int64_t>& taken, const std::vector<float>& bias,
+              const Form& form);
+  Pairs pack_pairs(const float* weight, int64_t depth, const std::vector<int64_t>& taken,
+                   const std::vector<float>& bias, const Form& form);
+  std::vector<float> by_dims(const std::vector<float>& values, int64_t mixtures) const;
 
   const Level& level_;
   Model model_{};

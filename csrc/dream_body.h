@@ -11,6 +11,7 @@
 #endif
 
 #include "arena.h"
+#include "dots.h"
 #include "job.h"
 #include "lstm.h"
 #include "mdn.h"
@@ -21,12 +22,25 @@ using wm::Hooks;
 using wm::Job;
 using wm::Squash;
 
+constexpr int kPairRows = kWidth / 2;  // rows whose dot products with one pair of weight rows fill a vector
+
+// Dimensions whose chosen components are multiplied at a time. Group g of a latent block has its dimensions g, g + kGroups,
+// ..., so that the folds of the groups fold into the block in order. All components of a group should stay in the cache
+// nearest to the core, so small elements go more at a time.
+template <class T>
+struct Grouping {
+  static constexpr int kDims = sizeof(T) == 1 ? 8 : 4, kGroups = kWidth / kDims;
+};
+
+// Rows of the tile, and outputs of each, that the controllers make together.
+constexpr int kActOutputs = 4, kActRows = kWidth / kActOutputs;
+
 // What stays the same for a whole call.
 struct Layout {
   int64_t state_hidden;   // where h begins in a state row [z, a, ..., h]
-  int64_t state_row, cell_row, control_row, head_row, unit_row;
+  int64_t state_row, cell_row, control_row, head_row, chosen_row, partial_row, unit_row;
   int64_t normal_blocks;  // Philox blocks of a step's normals: ceil(Z/4)
-  int64_t blocks, block_room, noise_row;
+  int64_t blocks;         // Philox blocks of a step
   int64_t choice_at, done_at;  // where the blocks of the choice and of the end stand in a step's list
 };
 
@@ -36,16 +50,16 @@ inline Layout layout_of(const Job& job) {
   l.state_hidden = round_up(m.latent + m.action, kWidth);
   l.cell_row = m.unit_blocks * kWidth;
   l.state_row = l.state_hidden + l.cell_row;
-  l.control_row = (m.control.vectors + 1) * kWidth;
-  l.head_row = m.latent_blocks * kWidth * (m.per_dim ? 3 * m.mixtures : 2);
+  l.control_row = round_up(2 * m.control.count, kWidth) + kWidth;
+  l.head_row = m.latent_blocks * kWidth * (m.per_dim ? m.mixtures : 2);
+  l.chosen_row = m.per_dim ? m.latent_blocks * kWidth : 0;
+  l.partial_row = m.per_dim ? m.latent_blocks * 2 * Grouping<float>::kGroups * kWidth : 0;
   l.unit_row = round_up(job.controller.hidden_units > m.action ? job.controller.hidden_units : m.action, kWidth);
   l.normal_blocks = (m.latent + 3) / 4;
   l.choice_at = l.normal_blocks;
   l.blocks = l.normal_blocks + (m.per_dim ? l.normal_blocks : 1);
   l.done_at = l.blocks;
   if (job.plan.sample_done) ++l.blocks;
-  l.block_room = round_up(l.blocks, kWidth);
-  l.noise_row = 2 * l.block_room + 2 * kWidth;
   return l;
 }
 
@@ -59,18 +73,24 @@ struct Tile {
   Hid* hid[2];      // [rows, hid_row]
   float* unit[2];   // [rows]: the size of one unit of an int8 h
   float* cell;      // [rows, cell_row]
-  float* control;   // [rows, control_row]
-  float* head;      // [rows, head_row]
-  float* units;     // [2, unit_row]: the controller's layers
+  float* control;   // [rows, control_row]: reward, end, and for `shared` the logits
+  float* head;      // [rows, head_row]: per_dim the logits, shared the chosen means and log deviations
+  float* chosen_dims;                   // [rows, chosen_row]: every dimension's component,
+  uint32_t* offset;                     // [rows, chosen_row]: where it lies, in vectors
+  float* first_vector;                  // [chosen_row]: where every dimension's first component lies
+  typename Dot<Hid>::Sum* partial;      // [rows, partial_row]: the chosen means and log deviations, before the last folds
+  float* units;     // [kActRows, unit_row]: a layer of the controller
+  float* actions;   // [A, action_row]: what the controller gives, before it is squashed
   float* logits;    // [control_row]
-  float* u_end;     // [rows]
-  float *u_first, *u_second;            // [noise_row]
-  uint32_t* blocks;                     // [block_room]
-  int64_t *lane, *chosen, *order;       // [rows]
+  // The blocks of a step of all rows, row after row: their numbers, whom they are for, and their uniforms.
+  uint32_t *block, *block_step, *block_episode, *block_candidate;  // [block_room]
+  float *u_first, *u_second;            // [2 block_room]: words 0 and 2 in turn, words 1 and 3
+  int64_t *lane, *candidate, *episode;  // [rows]
+  int64_t *chosen, *order;              // [rows]
   int32_t* step;                        // [rows]
   double* total;                        // [rows]
   bool* bad;                            // [rows]: something became non-finite
-  int64_t in_row, hid_row;
+  int64_t in_row, hid_row, action_row, block_room;
 
   Tile(Arena& arena, const Job& job, const Layout& l, int64_t rows) {
     const wm::Model& m = job.model;
@@ -85,13 +105,24 @@ struct Tile {
     cell = arena.take<float>(rows * l.cell_row);
     control = arena.take<float>(rows * l.control_row);
     head = arena.take<float>(rows * l.head_row);
-    units = arena.take<float>(2 * l.unit_row);
+    chosen_dims = arena.take<float>(rows * l.chosen_row);
+    offset = arena.take<uint32_t>(rows * l.chosen_row);
+    first_vector = arena.take<float>(l.chosen_row);
+    partial = arena.take<typename Dot<Hid>::Sum>(rows * l.partial_row / kWidth);
+    units = arena.take<float>(kActRows * l.unit_row);
+    action_row = round_up(rows, kWidth);
+    actions = arena.take<float>(m.action * action_row);
     logits = arena.take<float>(l.control_row);
-    u_end = arena.take<float>(rows);
-    u_first = arena.take<float>(l.noise_row);
-    u_second = arena.take<float>(l.noise_row);
-    blocks = arena.take<uint32_t>(l.block_room);
+    block_room = round_up(rows * l.blocks, kWidth) + 2 * kWidth;  // rows are written, and read, to whole vectors
+    block = arena.take<uint32_t>(block_room);
+    block_step = arena.take<uint32_t>(block_room);
+    block_episode = arena.take<uint32_t>(block_room);
+    block_candidate = arena.take<uint32_t>(block_room);
+    u_first = arena.take<float>(2 * block_room);
+    u_second = arena.take<float>(2 * block_room);
     lane = arena.take<int64_t>(rows);
+    candidate = arena.take<int64_t>(rows);
+    episode = arena.take<int64_t>(rows);
     chosen = arena.take<int64_t>(rows);
     order = arena.take<int64_t>(rows);
     step = arena.take<int32_t>(rows);
@@ -100,24 +131,16 @@ struct Tile {
   }
 };
 
-inline float dot(const float* w, const float* x, int64_t n) {
-  F acc = set1(0.0f);
-  int64_t i = 0;
-  for (; i + kWidth <= n; i += kWidth) acc = fma(load(w + i), load(x + i), acc);
-  if (i < n) acc = fma(load_first(w + i, n - i), load_first(x + i, n - i), acc);
-  return sum(acc);
-}
-
-inline float squashed(Squash squash, float x, float tanh, float sigmoid) {
+inline F squashed(Squash squash, F x) {
   switch (squash) {
     case Squash::tanh:
-      return tanh;
+      return hyperbolic_tangent(x);
     case Squash::sigmoid:
-      return sigmoid;
+      return sigmoid(x);
     case Squash::tanh01:
-      return (tanh + 1.0f) * 0.5f;
+      return (hyperbolic_tangent(x) + set1(1.0f)) * set1(0.5f);
     case Squash::relu_tanh:
-      return tanh < 0.0f ? 0.0f : tanh;
+      return not_below(hyperbolic_tangent(x), set1(0.0f));
     case Squash::identity:
       return x;
   }
@@ -177,12 +200,13 @@ class Dream {
  public:
   typedef typename Mode::In In;
   typedef typename Mode::Hid Hid;
+  static constexpr int kGroupDims = Grouping<Hid>::kDims, kGroups = Grouping<Hid>::kGroups;
 
   Dream(const Job& job, Arena& arena, int64_t rows)
       : job_(job), model_(job.model), plan_(job.plan), layout_(layout_of(job)), tile_(arena, job, layout_, rows) {}
 
   void run(const Hooks& hooks, int64_t rows) {
-    prepare();
+    prepare(rows);
     int64_t live = 0;
     for (; live < rows; ++live) {
       const int64_t lane = hooks.next_lane(hooks.context);
@@ -194,13 +218,19 @@ class Dream {
     while (live > 0 && !hooks.stopped(hooks.context)) {
       const int64_t rows_now = live;
       register_tiles += (rows_now + kRows - 1) / kRows;
-      for (int64_t row = 0; row < live; ++row) act(row);
+      act(live);
       lap(wm::Phase::controller, rows_now);
       gates(live);
       lap(wm::Phase::gates, rows_now);
       control(live);
       lap(wm::Phase::reward_and_end, rows_now);
-      mixture(live);
+      noise(live);
+      lap(wm::Phase::noise, rows_now);
+      if (model_.per_dim)
+        draw_per_dim(live);
+      else
+        draw_shared(live);
+      lap(wm::Phase::draw, rows_now);
       now_ ^= 1;
       for (int64_t row = live - 1; row >= 0; --row) {
         if (!finish_step(row)) continue;
@@ -239,11 +269,23 @@ class Dream {
   void lap(wm::Phase, int64_t) {}
 #endif
 
-  void prepare() {
+  void prepare(int64_t rows) {
     temperature_ = temperature_of(plan_.temperature);
-    for (int64_t i = 0; i < layout_.block_room; ++i) tile_.blocks[i] = static_cast<uint32_t>(i);
-    if (plan_.sample_done) tile_.blocks[layout_.done_at] = static_cast<uint32_t>(2 * layout_.normal_blocks);
-    for (int64_t i = 0; i < 2 * layout_.unit_row; ++i) tile_.units[i] = 0.0f;
+    const int64_t n = layout_.blocks;
+    for (int64_t i = 0; i < tile_.block_room; ++i) {
+      const bool end = plan_.sample_done && i % n == layout_.done_at;
+      tile_.block[i] = static_cast<uint32_t>(end ? 2 * layout_.normal_blocks : i % n);
+      tile_.block_step[i] = tile_.block_episode[i] = tile_.block_candidate[i] = 0;
+    }
+    // What is folded without having been made: dimensions beyond Z, and what is beyond h in the last vector of a row.
+    __builtin_memset(tile_.partial, 0, static_cast<size_t>(rows * layout_.partial_row) * sizeof(float));
+    for (Hid* hid : tile_.hid) __builtin_memset(hid, 0, static_cast<size_t>(rows * tile_.hid_row) * sizeof(Hid));
+    // A dimension beyond Z has the first one's components, whose products nobody reads.
+    for (int64_t i = 0; i < layout_.chosen_row; ++i)
+      tile_.first_vector[i] =
+          i < model_.latent ? static_cast<float>(i * model_.mixtures * pair_vectors_of(model_.components)) : 0.0f;
+    for (int64_t i = 0; i < kActRows * layout_.unit_row; ++i) tile_.units[i] = 0.0f;
+    for (int64_t i = 0; i < model_.action * tile_.action_row; ++i) tile_.actions[i] = 0.0f;
     noisy_ = !temperature_.zero || plan_.sample_done;
   }
 
@@ -258,7 +300,7 @@ class Dream {
   int64_t operand_row() const { return Mode::kCopies ? tile_.hid_row : layout_.state_row; }
 
   void begin(int64_t row, int64_t lane) {
-    const int64_t start = lane % plan_.episodes % plan_.starts;
+    const int64_t candidate = lane / plan_.episodes, episode = lane % plan_.episodes, start = episode % plan_.starts;
     float *s = state(0, row), *h = hidden(0, row), *c = tile_.cell + row * layout_.cell_row;
     for (int64_t i = 0; i < layout_.state_row; ++i) s[i] = 0.0f;
     for (int64_t i = 0; i < layout_.cell_row; ++i) c[i] = 0.0f;
@@ -267,6 +309,8 @@ class Dream {
     for (int64_t i = 0; i < model_.hidden && plan_.c; ++i) c[i] = plan_.c[start * model_.hidden + i];
     keep_hidden(0, row);
     tile_.lane[row] = lane;
+    tile_.candidate[row] = candidate;
+    tile_.episode[row] = episode;
     tile_.step[row] = 0;
     tile_.total[row] = 0.0;
     tile_.bad[row] = false;
@@ -280,6 +324,8 @@ class Dream {
       __builtin_memcpy(operand(0, to), operand(0, from), static_cast<size_t>(tile_.hid_row) * sizeof(Hid));
     tile_.unit[now_][to] = tile_.unit[now_][from];
     tile_.lane[to] = tile_.lane[from];
+    tile_.candidate[to] = tile_.candidate[from];
+    tile_.episode[to] = tile_.episode[from];
     tile_.step[to] = tile_.step[from];
     tile_.total[to] = tile_.total[from];
     tile_.bad[to] = tile_.bad[from];
@@ -336,55 +382,91 @@ class Dream {
   }
 #endif
 
-  // One layer of the controller: rows of `weights` times the feature row, or times the layer below.
-  void act(int64_t row) {
-    const wm::Controller& c = job_.controller;
-    const int64_t actions = model_.action, features = c.features, unit_row = layout_.unit_row;
-    const float* w = plan_.params + tile_.lane[row] / plan_.episodes * c.size;
-    const float *z = state(0, row), *h = hidden(0, row), *cell = tile_.cell + row * layout_.cell_row;
-    const auto feature_dot = [&](const float* weights) {
-      float x = dot(weights, z, model_.latent);
-      if (c.use_h) x += dot(weights + model_.latent, h, model_.hidden);
-      if (c.use_c) x += dot(weights + model_.latent + model_.hidden, cell, model_.hidden);
-      return x;
-    };
-    float* out = tile_.units;
-    if (c.hidden_units == 0) {
-      for (int64_t i = 0; i < actions; ++i) out[i] = feature_dot(w + i * features) + w[actions * features + i];
-    } else {
-      const int64_t n = c.hidden_units;
-      float* layer = tile_.units + unit_row;
-      for (int64_t i = 0; i < n; ++i) layer[i] = feature_dot(w + i * features) + w[n * features + i];
-      for (int64_t i = 0; i < n; i += kWidth) store(layer + i, hyperbolic_tangent(load(layer + i)));
-      w += n * features + n;
-      for (int64_t i = 0; i < actions; ++i) out[i] = dot(w + i * n, layer, n) + w[actions * n + i];
-    }
-
-    float* a = state(0, row) + model_.latent;
-    int64_t best = 0;
-    float finite = 0.0f;
-    for (int64_t i = 0; i < actions; ++i) {
-      finite += out[i] * 0.0f;
-      if (out[i] > out[best]) best = i;
-    }
-    if (finite != 0.0f) tile_.bad[row] = true;
-    if (c.argmax) {
-      for (int64_t i = 0; i < actions; ++i) a[i] = i == best ? 1.0f : 0.0f;
-    } else {
-      for (int64_t i = 0; i < actions; i += kWidth) {
-        const F x = load(out + i);
-        float t[kWidth], s[kWidth];
-        store(t, hyperbolic_tangent(x));
-        store(s, sigmoid(x));
-        for (int64_t j = i; j < actions && j < i + kWidth; ++j)
-          a[j] = squashed(c.squash[j], out[j], t[j - i], s[j - i]);
+  // One layer of kActRows rows' controllers, which begin at w: calls put(r, i, output i of row r) for all outputs.
+  // add(r, sums, weights) adds row r's products with four rows of weights.
+  template <class Add, class Put>
+  WM_INLINE void act_layer(const float* const (&w)[kActRows], int64_t outputs, int64_t inputs, const Add& add,
+                           const Put& put) {
+    for (int64_t i = 0; i < outputs; i += kActOutputs) {
+      F part[kActRows];
+      for (int r = 0; r < kActRows; ++r) {
+        F products[kActOutputs];
+        const float* weights[kActOutputs];
+        each<kActOutputs>([&](auto j) WM_FLAT {
+          weights[j] = w[r] + (i + j < outputs ? i + j : i) * inputs;
+          products[j] = set1(0.0f);
+        });
+        add(r, products, weights);
+        part[r] = folded<kActOutputs>(products);
       }
+      float sums[kWidth];
+      store(sums, folded<kActRows>(part));
+      for (int r = 0; r < kActRows; ++r)
+        for (int64_t j = 0; j < kActOutputs && i + j < outputs; ++j)
+          put(r, i + j, sums[r + j * kActRows] + w[r][outputs * inputs + i + j]);
     }
-    if constexpr (Mode::kCopies) {
-      In* in = tile_.in + row * tile_.in_row;
-      const int64_t n = model_.latent + model_.action;
-      convert(z, in, n);
-      for (int64_t i = n; i < padded<In>(n); ++i) in[i] = 0;
+  }
+
+  // The controllers: features to actions, in the rows' states and as they are multiplied.
+  void act(int64_t live) {
+    const wm::Controller& c = job_.controller;
+    const int64_t actions = model_.action, units = c.hidden_units;
+    for (int64_t first = 0; first < live; first += kActRows) {
+      int64_t row[kActRows];
+      const float* w[kActRows];
+      for (int r = 0; r < kActRows; ++r) {
+        row[r] = first + r < live ? first + r : first;
+        w[r] = plan_.params + tile_.candidate[row[r]] * c.size;
+      }
+      const auto features = [&](int r, auto& sums, auto& weights) WM_FLAT {
+        add_products(sums, weights, state(0, row[r]), model_.latent);
+        if (c.use_h) add_products(sums, weights, hidden(0, row[r]), model_.hidden);
+        if (c.use_c) add_products(sums, weights, tile_.cell + row[r] * layout_.cell_row, model_.hidden);
+      };
+      const auto act_as = [&](int r, int64_t i, float x) WM_FLAT { tile_.actions[i * tile_.action_row + first + r] = x; };
+      if (units == 0) {
+        act_layer(w, actions, c.features, features, act_as);
+        continue;
+      }
+      const auto layer = [&](int r) WM_FLAT { return tile_.units + r * layout_.unit_row; };
+      act_layer(w, units, c.features, features, [&](int r, int64_t i, float x) WM_FLAT { layer(r)[i] = x; });
+      for (int64_t i = 0; i < kActRows * layout_.unit_row; i += kWidth)
+        store(tile_.units + i, hyperbolic_tangent(load(tile_.units + i)));
+      for (int r = 0; r < kActRows; ++r) w[r] += units * (c.features + 1);
+      const auto below = [&](int r, auto& sums, auto& weights) WM_FLAT { add_products(sums, weights, layer(r), units); };
+      act_layer(w, actions, units, below, act_as);
+    }
+    for (int64_t first = 0; first < live; first += kWidth) squash(first, live - first < kWidth ? live - first : kWidth);
+    if constexpr (Mode::kCopies)
+      for (int64_t row = 0; row < live; ++row) {
+        In* in = tile_.in + row * tile_.in_row;
+        const int64_t n = model_.latent + model_.action;
+        convert(state(0, row), in, n);
+        for (int64_t i = n; i < padded<In>(n); ++i) in[i] = 0;
+      }
+  }
+
+  // A vector of rows' actions to their states.
+  void squash(int64_t first, int64_t rows) {
+    const wm::Controller& c = job_.controller;
+    float finite[kWidth];
+    F check = set1(0.0f);
+    for (int64_t i = 0; i < model_.action; ++i) {
+      float* action = tile_.actions + i * tile_.action_row + first;
+      const F x = load(action);
+      check = fma(x, set1(0.0f), check);
+      if (!c.argmax) store(action, squashed(c.squash[i], x));
+    }
+    store(finite, check);
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* action = tile_.actions + first + r;
+      float* a = state(0, first + r) + model_.latent;
+      if (finite[r] != 0.0f) tile_.bad[first + r] = true;
+      int64_t best = 0;
+      for (int64_t i = 1; i < model_.action && c.argmax; ++i)
+        if (action[i * tile_.action_row] > action[best * tile_.action_row]) best = i;
+      for (int64_t i = 0; i < model_.action; ++i)
+        a[i] = !c.argmax ? action[i * tile_.action_row] : i == best ? 1.0f : 0.0f;
     }
   }
 
@@ -414,46 +496,55 @@ class Dream {
     for (int64_t row = 0; row < live; ++row) keep_hidden(1, row);
   }
 
+  // Reward, end and, where one choice is made for all dimensions, its logits.
   void control(int64_t live) {
-    multiply<Fp32>(model_.control, model_.hidden, live, [](int64_t i) { return i; }, hidden(1, 0), layout_.state_row,
-                   nullptr, tile_.control, layout_.control_row);
-  }
-
-  // The step's uniforms in u_first (words 0 and 2 in turn) and u_second (words 1 and 3); its normals where z' will be.
-  void noise(int64_t row) {
-    if (!noisy_) return;
-    const int64_t lane = tile_.lane[row];
-    const uint32_t candidate =
-        plan_.common_random_numbers ? 0 : plan_.first_candidate + static_cast<uint32_t>(lane / plan_.episodes);
-    const U step = set1(static_cast<uint32_t>(tile_.step[row]));
-    const U episode = set1(static_cast<uint32_t>(lane % plan_.episodes)), who = set1(candidate);
-    step_uniforms(tile_.blocks, layout_.block_room, step, episode, who, plan_.key0, plan_.key1, tile_.u_first,
-                  tile_.u_second);
-    if (plan_.sample_done) tile_.u_end[row] = tile_.u_first[2 * layout_.done_at];
-    step_normals(tile_.u_first, tile_.u_second, model_.latent, state(1, row));
-  }
-
-  void mixture(int64_t live) {
-    if (model_.per_dim) {
-      multiply<Mode>(model_.mixture[0], model_.hidden, live, [](int64_t i) { return i; }, operand(1, 0), operand_row(),
-                     tile_.unit[now_ ^ 1], tile_.head, layout_.head_row);
-      lap(wm::Phase::mixture, live);
-      for (int64_t row = 0; row < live; ++row) {
-        noise(row);
-        lap(wm::Phase::noise, 1);
-        draw_row_per_dim(row);
-        lap(wm::Phase::draw, 1);
+    const wm::Pairs& m = model_.control;
+    for (int64_t pair = 0; pair < m.count; ++pair) {
+      const float* const weights[1] = {pair_weights<float>(m, pair * pair_vectors_of(m))};
+      for (int64_t first = 0; first < live; first += kPairRows) {
+        const float* h[kPairRows];
+        for (int r = 0; r < kPairRows; ++r) h[r] = hidden(1, first + r < live ? first + r : first);
+        F sum[kPairRows][1][2];
+        multiply_pairs<float>(sum, h, weights, m.depth_vectors);
+        float both[kWidth];
+        store(both, folded<kWidth>(&sum[0][0][0]));
+        for (int r = 0; r < kPairRows && first + r < live; ++r)
+          for (int i = 0; i < 2; ++i)
+            tile_.control[(first + r) * layout_.control_row + 2 * pair + i] = both[2 * r + i];
       }
-      return;
     }
-    // Exact shortcut: the component is chosen first, and only its means and deviations are computed, the rows taken
-    // component by component.
+  }
+
+  // The step's uniforms, and its normals where z' will be.
+  void noise(int64_t live) {
+    if (!noisy_) return;
+    const int64_t n = layout_.blocks;
     for (int64_t row = 0; row < live; ++row) {
-      noise(row);
-      tile_.chosen[row] = choose(tile_.control + row * layout_.control_row + 2, model_.mixtures,
-                                 tile_.u_first[2 * layout_.choice_at], temperature_, tile_.logits);
+      const U step = set1(static_cast<uint32_t>(tile_.step[row]));
+      const U episode = set1(static_cast<uint32_t>(tile_.episode[row]));
+      const uint32_t candidate = plan_.first_candidate + static_cast<uint32_t>(tile_.candidate[row]);
+      const U who = set1(plan_.common_random_numbers ? 0 : candidate);
+      for (int64_t i = row * n; i < (row + 1) * n; i += kWidth) {
+        store_bits(tile_.block_step + i, step);
+        store_bits(tile_.block_episode + i, episode);
+        store_bits(tile_.block_candidate + i, who);
+      }
     }
-    lap(wm::Phase::noise, live);
+    for (int64_t i = 0; i < live * n; i += kWidth)
+      uniforms(load(tile_.block + i), load(tile_.block_step + i), load(tile_.block_episode + i),
+               load(tile_.block_candidate + i), plan_.key0, plan_.key1, tile_.u_first + 2 * i, tile_.u_second + 2 * i);
+    for (int64_t row = 0; row < live; ++row)
+      step_normals(first_uniforms(row), tile_.u_second + 2 * row * n, model_.latent, state(1, row));
+  }
+  const float* first_uniforms(int64_t row) const { return tile_.u_first + 2 * row * layout_.blocks; }
+
+  // Exact shortcut: the component is chosen first, and only its means and deviations are computed, the rows taken
+  // component by component.
+  void draw_shared(int64_t live) {
+    for (int64_t row = 0; row < live; ++row)
+      tile_.chosen[row] = choose(tile_.control + row * layout_.control_row + 2, model_.mixtures,
+                                 first_uniforms(row)[2 * layout_.choice_at], temperature_, tile_.logits);
+    lap(wm::Phase::draw, live);
     for (int64_t k = 0; k < model_.mixtures; ++k) {
       int64_t n = 0;
       for (int64_t row = 0; row < live; ++row)
@@ -462,25 +553,78 @@ class Dream {
                      operand_row(), tile_.unit[now_ ^ 1], tile_.head, layout_.head_row);
     }
     lap(wm::Phase::mixture, live);
-    for (int64_t row = 0; row < live; ++row) draw_row_shared(row);
+    for (int64_t row = 0; row < live; ++row) {
+      const float* head = tile_.head + row * layout_.head_row;
+      for (int64_t block = 0; block < model_.latent_blocks; ++block, head += 2 * kWidth)
+        draw_block(row, block, load(head), load(head + kWidth));
+    }
+  }
+
+  // The same shortcut where every dimension has a choice of its own: logits of all, then of every rollout and dimension
+  // the chosen mean and deviation alone, as dot products. The rows of a group of dimensions follow each other, so that
+  // the group's components stay close.
+  void draw_per_dim(int64_t live) {
+    const int64_t mixtures = model_.mixtures, latent = model_.latent;
+    const float pair_vectors = static_cast<float>(pair_vectors_of(model_.components));
+    multiply<Mode>(model_.mixture[0], model_.hidden, live, [](int64_t i) { return i; }, operand(1, 0), operand_row(),
+                   tile_.unit[now_ ^ 1], tile_.head, layout_.head_row);
+    lap(wm::Phase::mixture, live);
+    for (int64_t row = 0; row < live; ++row)
+      for (int64_t block = 0; block < model_.latent_blocks; ++block) {
+        const F u = choice_uniforms(first_uniforms(row), tile_.u_second + 2 * row * layout_.blocks, layout_.choice_at, block);
+        const F chosen = choose_per_dim(tile_.head + row * layout_.head_row + block * mixtures * kWidth, mixtures, u,
+                                        temperature_);
+        store(chosen_dims(row, block), chosen);
+        const F vectors = fma(chosen, set1(pair_vectors), load(tile_.first_vector + block * kWidth));
+        store_bits(tile_.offset + row * layout_.chosen_row + block * kWidth, whole(vectors));
+      }
     lap(wm::Phase::draw, live);
+    for (int64_t block = 0; block < model_.latent_blocks; ++block)
+      for (int64_t group = 0; group < kGroups && block * kWidth + group < latent; ++group)
+        multiply_chosen(live, block, group);
+    lap(wm::Phase::mixture, live);
+    for (int64_t row = 0; row < live; ++row)
+      for (int64_t block = 0; block < model_.latent_blocks; ++block)
+        draw_block(row, block, chosen_part(row, block, 0), chosen_part(row, block, 1));
   }
 
-  void draw_row_per_dim(int64_t row) {
-    float *z = state(1, row), *head = tile_.head + row * layout_.head_row;
-    for (int64_t block = 0; block < model_.latent_blocks; ++block) {
-      float* out = z + block * kWidth;
-      const F u = choice_uniforms(tile_.u_first, tile_.u_second, layout_.choice_at, block);
-      store(out, draw_per_dim(head + block * 3 * model_.mixtures * kWidth, model_.mixtures, u, load(out), temperature_));
+  float* chosen_dims(int64_t row, int64_t block) {
+    return tile_.chosen_dims + row * layout_.chosen_row + block * kWidth;
+  }
+  // The vectors of all groups of one part, 0 the means and 1 the log deviations.
+  typename Dot<Hid>::Sum* partial(int64_t row, int64_t block, int64_t part) {
+    return tile_.partial + row * (layout_.partial_row / kWidth) + (2 * block + part) * kGroups;
+  }
+
+  // The chosen components of one group of dimensions, for all rows.
+  void multiply_chosen(int64_t live, int64_t block, int64_t group) {
+    const int64_t depth_vectors = model_.components.depth_vectors, offset_row = layout_.chosen_row;
+    const int64_t h_row = operand_row(), partial_row = layout_.partial_row / kWidth;
+    const uint32_t* offset = tile_.offset + block * kWidth + group;
+    const Hid* h = operand(1, 0);
+    typename Dot<Hid>::Sum* out = partial(0, block, 0) + group;
+    for (int64_t row = 0; row < live; ++row, offset += offset_row, h += h_row, out += partial_row) {
+      const typename Dot<Hid>::Weight* weights[kGroupDims];
+      each<kGroupDims>([&](auto i) WM_FLAT { weights[i] = pair_weights<Hid>(model_.components, offset[i * kGroups]); });
+      const Hid* const x[1] = {h};
+      typename Dot<Hid>::Sum sum[1][kGroupDims][2];
+      multiply_pairs<Hid>(sum, x, weights, depth_vectors);
+      each<2>([&](auto part) WM_FLAT { out[part * kGroups] = folded<kGroupDims, 2>(&sum[0][0][part]); });
     }
   }
 
-  void draw_row_shared(int64_t row) {
-    float *z = state(1, row), *head = tile_.head + row * layout_.head_row;
-    for (int64_t block = 0; block < model_.latent_blocks; ++block, head += 2 * kWidth) {
-      float* out = z + block * kWidth;
-      store(out, temperature_.zero ? load(head) : draw(load(head), load(head + kWidth), load(out), temperature_.root));
-    }
+  F chosen_part(int64_t row, int64_t block, int64_t part) {
+    const F sum = to_float(folded<kGroups>(partial(row, block, part)));
+    if constexpr (!Mode::kQuantised) return sum;
+    const int64_t mixtures = model_.mixtures, at = (block * mixtures * 2 + part) * kWidth;
+    const F chosen = load(chosen_dims(row, block));
+    return fma(sum, set1(tile_.unit[now_ ^ 1][row]) * pick(model_.component_scale + at, 2 * kWidth, mixtures, chosen),
+               pick(model_.component_bias + at, 2 * kWidth, mixtures, chosen));
+  }
+
+  void draw_block(int64_t row, int64_t block, F mean, F log_std) {
+    float* out = state(1, row) + block * kWidth;
+    store(out, temperature_.zero ? mean : draw(mean, log_std, load(out), temperature_.root));
   }
 
   // Books the step; true if the rollout ended with it.
@@ -514,7 +658,7 @@ class Dream {
       float probability[kWidth];
       store(probability, sigmoid(set1(end)));
       end = probability[0];
-      threshold = tile_.u_end[row];
+      threshold = first_uniforms(row)[2 * layout_.done_at];
     }
     if (!(end > threshold) && step + 1 < plan_.steps) return false;
     plan_.returns[lane] = total;
@@ -589,11 +733,6 @@ void map(wm::Function function, const float* x, float* y, int64_t n) {
     store(out, result);
     for (int64_t j = 0; j < some; ++j) y[i + j] = out[j];
   }
-}
-
-void store_bits(uint32_t* p, U v) {
-  const F bits = as_float(v);
-  __builtin_memcpy(p, &bits, sizeof bits);
 }
 
 // Counters and words are [4, n], n a whole number of vectors.

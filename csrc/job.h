@@ -24,6 +24,13 @@ struct Matrix {
   int64_t vectors;
 };
 
+// Weight rows two by two, each packed along its depth (dots.h): [pairs][1 + depth_vectors][2] vectors, all of as many
+// bytes. The first two are what the sums start with: the bias (what an int8 sum of shifted elements is off by) in lane 0.
+struct Pairs {
+  const void* weights;
+  int64_t count, depth_vectors;
+};
+
 struct Model {
   int64_t latent, action, hidden, mixtures;
   bool per_dim;
@@ -34,10 +41,14 @@ struct Model {
   int64_t latent_blocks; // ceil(Z / width)
   Matrix gates_input;    // [Z+A] deep, four vectors a unit block in the order i, f, g, o
   Matrix gates_hidden;   // [H] deep; its bias is bias_ih + bias_hh
-  Matrix control;        // [H] deep, always f32: reward, done, and for `shared` K logits
-  // per_dim: one matrix of 3K vectors a latent block (K logits, K means, K log deviations).
+  Pairs control;         // [H] deep, always f32: reward and done, and for `shared` the K logits two by two
+  // per_dim: one matrix of K vectors of logits a latent block.
   // shared: K matrices, one a component, of two vectors a latent block (mean, log deviation).
   const Matrix* mixture;
+  // per_dim: pair d K + k is component k of dimension d (mean, log deviation). Quantised rows are scaled, and their bias
+  // added, when they have been summed: [latent_blocks][K][2][width] each, null otherwise.
+  Pairs components;
+  const float *component_scale, *component_bias;
 };
 
 struct Controller {

@@ -72,11 +72,13 @@ struct Dot;
 template <>
 struct Dot<float> {
   typedef float Weight;
-  typedef F Vector;  // of broadcast elements, and of weights
+  typedef F Vector;  // of an element spread over the lanes, of a row's elements, and of weights
   typedef F Sum;
   static constexpr int64_t kTogether = 1;
   static WM_INLINE Vector spread(const float* x) { return set1(*x); }
+  static WM_INLINE Vector row(const float* x) { return load(x); }
   static WM_INLINE Vector weights(const float* w) { return load(w); }
+  static WM_INLINE Sum sums(const float* start) { return load(start); }
   static WM_INLINE Sum add(Vector x, Vector w, Sum sum) { return fma(x, w, sum); }
 };
 
@@ -92,7 +94,9 @@ struct Dot<Half> {
     __builtin_memcpy(&pair, x, sizeof pair);
     return _mm512_set1_epi32(pair);
   }
+  static WM_INLINE Vector row(const Half* x) { return _mm512_loadu_si512(x); }
   static WM_INLINE Vector weights(const Half* w) { return _mm512_loadu_si512(w); }
+  static WM_INLINE Sum sums(const Half* start) { return _mm512_loadu_ps(start); }
   static WM_INLINE Sum add(Vector x, Vector w, Sum sum) { return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)w); }
 };
 #endif
@@ -112,7 +116,9 @@ struct Dot<uint8_t> {
     __builtin_memcpy(&quad, x, sizeof quad);
     return (I)_mm512_set1_epi32(quad);
   }
+  static WM_INLINE Vector row(const uint8_t* x) { return (I)_mm512_loadu_si512(x); }
   static WM_INLINE Vector weights(const int8_t* w) { return (I)_mm512_loadu_si512(w); }
+  static WM_INLINE Sum sums(const int8_t* start) { return (I)_mm512_loadu_si512(start); }
   static WM_INLINE Sum add(Vector x, Vector w, Sum sum) {
     return (I)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
   }
@@ -196,23 +202,24 @@ inline void multiply_group(const typename Mode::Hid* const (&h)[R], const float 
 
 // The cell of N rows from their gates' sums, which are overwritten.
 //   c' = sigmoid(f) c + sigmoid(i) tanh(g),  h' = sigmoid(o) tanh(c')
+// A sigmoid and the tanh that it multiplies are one division: both are ratios.
 template <int N>
 WM_INLINE void lstm_cell(F (&sums)[N][kGroup], float* const (&c)[N], float* const (&h)[N]) {
-  F gate[3 * N], candidate[N], cell[N];
+  F gate[3 * N], above[N], below[N];
   each<N>([&](auto r) WM_FLAT {
     gate[3 * r] = sums[r][0];
     gate[3 * r + 1] = sums[r][1];
     gate[3 * r + 2] = sums[r][3];
-    candidate[r] = sums[r][2];
+    above[r] = sums[r][2];
   });
-  sigmoids(gate);
-  hyperbolic_tangents(candidate);
+  inverse_sigmoids(gate);
+  hyperbolic_ratios(above, below);
   each<N>([&](auto r) WM_FLAT {
-    cell[r] = fma(gate[3 * r + 1], load(c[r]), gate[3 * r] * candidate[r]);
-    store(c[r], cell[r]);
+    above[r] = load(c[r]) / gate[3 * r + 1] + above[r] / (below[r] * gate[3 * r]);
+    store(c[r], above[r]);
   });
-  hyperbolic_tangents(cell);
-  each<N>([&](auto r) WM_FLAT { store(h[r], gate[3 * r + 2] * cell[r]); });
+  hyperbolic_ratios(above, below);
+  each<N>([&](auto r) WM_FLAT { store(h[r], above[r] / (below[r] * gate[3 * r + 2])); });
 }
 
 // One block of kWidth units for R rows: gates, cell and output.

@@ -76,10 +76,10 @@ inline Pair turn(F t) {
   return {cosine * sign, sine * sign};
 }
 
-// tanh x as a ratio of polynomials, |x| clamped where tanh is 1 in float32; 6 ulp.
+// tanh x as a ratio of polynomials x / q, |x| clamped where tanh is 1 in float32; 6 ulp.
 template <int N>
-WM_INLINE void hyperbolic_tangents(F (&x)[N]) {
-  F s[N], p[N], q[N];
+WM_INLINE void hyperbolic_ratios(F (&x)[N], F (&q)[N]) {
+  F s[N], p[N];
   each<N>([&](auto i) WM_FLAT { x[i] = not_below(at_most(x[i], set1(9.01f)), set1(-9.01f)); });
   each<N>([&](auto i) WM_FLAT { s[i] = x[i] * x[i]; });
   each<N>([&](auto i) WM_FLAT { p[i] = fma(set1(1.3318635512636638e-8f), s[i], set1(2.058315848912591e-5f)); });
@@ -90,26 +90,27 @@ WM_INLINE void hyperbolic_tangents(F (&x)[N]) {
   each<N>([&](auto i) WM_FLAT { q[i] = fma(q[i], s[i], set1(0.46713016696158616f)); });
   each<N>([&](auto i) WM_FLAT { p[i] = fma(p[i], s[i], set1(0.9999999790531402f)); });
   each<N>([&](auto i) WM_FLAT { q[i] = fma(q[i], s[i], set1(1.0f)); });
-  each<N>([&](auto i) WM_FLAT { x[i] = p[i] * x[i] / q[i]; });
+  each<N>([&](auto i) WM_FLAT { x[i] = p[i] * x[i]; });
 }
-// As above, and never beyond 1.
+// Never beyond 1.
 WM_INLINE F hyperbolic_tangent(F x) {
-  F one[1] = {x};
-  hyperbolic_tangents(one);
-  return not_below(at_most(one[0], set1(1.0f)), set1(-1.0f));
+  F p[1] = {x}, q[1];
+  hyperbolic_ratios(p, q);
+  return not_below(at_most(p[0] / q[0], set1(1.0f)), set1(-1.0f));
 }
 
-// 1 / (1 + e^-x); 2.5 ulp above -87.
+// 1 + e^-x, of which a sigmoid is the inverse.
 template <int N>
-WM_INLINE void sigmoids(F (&x)[N]) {
+WM_INLINE void inverse_sigmoids(F (&x)[N]) {
   each<N>([&](auto i) WM_FLAT { x[i] = set1(0.0f) - x[i]; });
   exponentials(x);
-  each<N>([&](auto i) WM_FLAT { x[i] = set1(1.0f) / (set1(1.0f) + x[i]); });
+  each<N>([&](auto i) WM_FLAT { x[i] = set1(1.0f) + x[i]; });
 }
+// 2.5 ulp above -87.
 WM_INLINE F sigmoid(F x) {
   F one[1] = {x};
-  sigmoids(one);
-  return one[0];
+  inverse_sigmoids(one);
+  return set1(1.0f) / one[0];
 }
 
 }  // namespace

@@ -44,31 +44,34 @@ inline int64_t choose(const float* logits, int64_t mixtures, float u, const Temp
   return mixtures - 1;
 }
 
-// `choose` and `draw` for a vector of dimensions, each with a choice of its own. `head` holds K vectors of logits
-// (overwritten), K of means and K of log deviations.
-inline F draw_per_dim(float* head, int64_t mixtures, F u, F normal, const Temperature& temperature) {
-  F reach = load(head);
+// As `choose` for a vector of dimensions, each with a choice of its own, as floats. `logits` holds K vectors (overwritten).
+inline F choose_per_dim(float* logits, int64_t mixtures, F u, const Temperature& temperature) {
+  F reach = load(logits);
   for (int64_t k = 1; k < mixtures; ++k) {
-    const F x = load(head + k * kWidth);
+    const F x = load(logits + k * kWidth);
     reach = select(less(reach, x), x, reach);
   }
   if (!temperature.zero) {
     const F top = reach;
     F total = set1(0.0f);
     for (int64_t k = 0; k < mixtures; ++k) {
-      total = total + exponential((load(head + k * kWidth) - top) * set1(temperature.inverse));
-      store(head + k * kWidth, total);
+      total = total + exponential((load(logits + k * kWidth) - top) * set1(temperature.inverse));
+      store(logits + k * kWidth, total);
     }
     reach = u * total;
   }
-  const float *means = head + mixtures * kWidth, *log_stds = means + mixtures * kWidth;
-  F mean = load(means + (mixtures - 1) * kWidth), log_std = load(log_stds + (mixtures - 1) * kWidth);
-  for (int64_t k = mixtures - 2; k >= 0; --k) {  // downwards, so that the smallest k that reaches it stays
-    const M reached = at_least(load(head + k * kWidth), reach);
-    mean = select(reached, load(means + k * kWidth), mean);
-    log_std = select(reached, load(log_stds + k * kWidth), log_std);
-  }
-  return temperature.zero ? mean : draw(mean, log_std, normal, temperature.root);
+  F chosen = set1(static_cast<float>(mixtures - 1));
+  for (int64_t k = mixtures - 2; k >= 0; --k)  // downwards, so that the smallest k that reaches it stays
+    chosen = select(at_least(load(logits + k * kWidth), reach), set1(static_cast<float>(k)), chosen);
+  return chosen;
+}
+
+// Of K vectors, `stride` floats apart, every lane's chosen one.
+inline F pick(const float* vectors, int64_t stride, int64_t mixtures, F chosen) {
+  F picked = load(vectors);
+  for (int64_t k = 1; k < mixtures; ++k)
+    picked = select(at_least(chosen, set1(static_cast<float>(k))), load(vectors + k * stride), picked);
+  return picked;
 }
 
 }  // namespace

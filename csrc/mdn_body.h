@@ -245,20 +245,25 @@ inline void draw_row(const HeadRow& r, const Heads& h, const Temperature& temper
   load_row(r, h, row);
   const auto word = [&](int64_t i) { return set1(static_cast<uint32_t>(h.counters[row * 3 + i])); };
   if (!temperature.zero) {
-    step_uniforms(r.philox_blocks, r.block_room, word(0), word(1), word(2), h.key0, h.key1, r.u_first, r.u_second);
+    for (int64_t i = 0; i < r.block_room; i += kWidth)
+      uniforms(load(r.philox_blocks + i), word(0), word(1), word(2), h.key0, h.key1, r.u_first + 2 * i, r.u_second + 2 * i);
     step_normals(r.u_first, r.u_second, h.latent, r.x);
   }
   const int64_t chosen =
       h.per_dim ? 0 : choose(r.choice, h.mixtures, r.u_first[2 * r.normal_blocks], temperature, r.joint);
   for (int64_t block = 0; block < r.blocks; ++block) {
     float* x = r.x + block * kWidth;
+    F mean, log_std;
     if (h.per_dim) {
       const F u = choice_uniforms(r.u_first, r.u_second, r.normal_blocks, block);
-      store(x, draw_per_dim(r.vector(h, block, 0, 0), h.mixtures, u, load(x), temperature));
+      const F choice = choose_per_dim(r.vector(h, block, 0, 0), h.mixtures, u, temperature);
+      mean = pick(r.vector(h, block, 1, 0), kWidth, h.mixtures, choice);
+      log_std = pick(r.vector(h, block, 2, 0), kWidth, h.mixtures, choice);
     } else {
-      const F mean = load(r.vector(h, block, 1, chosen)), log_std = load(r.vector(h, block, 2, chosen));
-      store(x, temperature.zero ? mean : draw(mean, log_std, load(x), temperature.root));
+      mean = load(r.vector(h, block, 1, chosen));
+      log_std = load(r.vector(h, block, 2, chosen));
     }
+    store(x, temperature.zero ? mean : draw(mean, log_std, load(x), temperature.root));
   }
   for (int64_t d = 0; d < h.latent; ++d) h.z[row * h.latent + d] = r.x[d];
 }

@@ -6,6 +6,14 @@
 
 namespace {
 
+inline void store_bits(uint32_t* p, U v) {
+  const F bits = as_float(v);
+  __builtin_memcpy(p, &bits, sizeof bits);
+}
+
+// A whole number in [0, 2^23) as an integer.
+inline U whole(F x) { return as_bits(x + set1(8388608.0f)) & set1(0x007fffffu); }
+
 struct Words {
   U w0, w1, w2, w3;
 };
@@ -35,18 +43,14 @@ inline Pair box_muller(F u1, F u2) {
   return {radius * angle.low, radius * angle.high};
 }
 
-// The uniforms of one step of one rollout from `n` blocks, a whole number of vectors: words 0 and 2 of the blocks in turn
-// in `first` [2n], words 1 and 3 in `second` [2n].
-inline void step_uniforms(const uint32_t* blocks, int64_t n, U step, U episode, U candidate, uint32_t k0, uint32_t k1,
-                          float* first, float* second) {
-  for (int64_t i = 0; i < n; i += kWidth) {
-    const Words w = philox(load(blocks + i), step, episode, candidate, k0, k1);
-    const Pair even = interleave(unit(w.w0), unit(w.w2)), odd = interleave(unit(w.w1), unit(w.w3));
-    store(first + 2 * i, even.low);
-    store(first + 2 * i + kWidth, even.high);
-    store(second + 2 * i, odd.low);
-    store(second + 2 * i + kWidth, odd.high);
-  }
+// The uniforms of a vector of blocks: words 0 and 2 of the blocks in turn in `first` [2 width], words 1 and 3 in `second`.
+inline void uniforms(U block, U step, U episode, U candidate, uint32_t k0, uint32_t k1, float* first, float* second) {
+  const Words w = philox(block, step, episode, candidate, k0, k1);
+  const Pair even = interleave(unit(w.w0), unit(w.w2)), odd = interleave(unit(w.w1), unit(w.w3));
+  store(first, even.low);
+  store(first + kWidth, even.high);
+  store(second, odd.low);
+  store(second + kWidth, odd.high);
 }
 
 // The normals of `latent` dimensions, whole vectors of them, from the uniforms of blocks 0, 1, ...

@@ -251,8 +251,10 @@ def test_the_cpu_s_table_has_every_mixture_peer_and_thread_ratio(monkeypatch, tm
     assert [row[:2] for row in rows] == [[m, p] for m in MIXTURES for p in ("fp32", "bf16", "int8")]
     assert all(float(value) > 0.0 for row in rows for value in row[2:])
     assert {len(row) for row in rows} == {4}
-    written = json.loads((tmp_path / "cpu.json").read_text())["rows"]
-    assert {row["kind"] for row in written} == {"engine", "peer", "one thread", "ceiling"}
+    written = json.loads((tmp_path / "cpu.json").read_text())
+    assert {row["kind"] for row in written["rows"]} == {"engine", "peer", "one thread", "ceiling"}
+    assert written["peak_scaling"].keys() >= {"fp32"}
+    assert all(value > 0.0 for value in written["peak_scaling"].values())
 
 
 def test_the_cpu_s_table_needs_the_core(monkeypatch, capsys):
@@ -281,10 +283,8 @@ def test_the_costs_of_the_phases_are_those_of_the_matrices():
         assert flops["gates"] == 2 * dense["gates"]
         assert flops["controller"] == 2 * dense["controller"]
         head = flops["reward_and_end"] + flops["mixture"]
-        if mixture == "per_dim":
-            assert head == 2 * dense["head"]
-        else:
-            assert head == 2 * 256 * (2 * 32 + 5 + 2), "one component of five"
+        logits = 5 if mixture == "shared" else 5 * 32
+        assert head == 2 * 256 * (2 * 32 + logits + 2), "one component of five"
 
 
 def test_bytes_fall_with_the_tile_and_with_the_precision():

@@ -160,6 +160,13 @@ def test_bad_calls_are_named(model: Model, change: dict[str, Any], error: type[E
         model.dream(**change)
 
 
+def test_a_mixture_beyond_the_levels_reach_is_named() -> None:
+    with pytest.raises(
+        ValueError, match=r"less than 2\^23 vectors .* latent=1024, mixtures=2048 and hidden=1 make 8388608"
+    ):
+        Model((1024, 1, 1, 2048), "per_dim", "z", 0, 0).build(isa="scalar")
+
+
 def test_the_packed_weights_are_of_the_precisions_size() -> None:
     model = Model((32, 3, 256, 5), "per_dim", "zh", 0, 0)
     fp32 = model.build(precision="fp32").packed_bytes
