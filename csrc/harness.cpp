@@ -1,7 +1,9 @@
-// Dreams, and losses and draws of the mixture, of many shapes without Python, for the sanitizers: .ci/sanitize builds the
-// target `harness` with -DWM_SANITIZE=address,undefined and with -DWM_SANITIZE=thread, and runs it. Exit status 1 where
-// one thread and several disagree, where a rollout was left out, or where a step allocates memory.
+// Dreams, and losses and draws of the mixture, of many shapes without Python: .ci/sanitize builds the target `harness`
+// with -DWM_SANITIZE=address,undefined and with -DWM_SANITIZE=thread, .ci/arm for another processor, and both run it.
+// Exit status 1 where one thread and several disagree, where a rollout was left out, where a step allocates memory, or
+// where a level's random words, elementary functions or first steps of float32 dreams are not what they should be.
 #include <atomic>
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -52,6 +54,31 @@ std::vector<float> normal(int64_t n, float spread) {
   return values;
 }
 
+// Whether two levels' numbers of the same first steps agree. Roundings (fused or not, sums in another order) parted none
+// of them by more than 5e-6 of 1 + |b|; a wrong lane parts them by tenths.
+bool agree(const std::vector<float>& a, const std::vector<float>& b) {
+  for (size_t i = 0; i < a.size(); ++i) {
+    const bool same = std::isnan(b[i]) ? std::isnan(a[i]) : std::fabs(a[i] - b[i]) <= 1e-4f * (1.0f + std::fabs(b[i]));
+    if (!same) return false;
+  }
+  return true;
+}
+
+// Two steps' z, actions and rewards.
+std::vector<float> two_steps(const wm::Engine& engine, wm::Plan plan) {
+  const int64_t lanes = plan.candidates * plan.episodes, Z = engine.model().latent, A = engine.model().action;
+  std::vector<float> out(static_cast<size_t>(2 * lanes * (Z + A + 1))), returns(static_cast<size_t>(lanes));
+  std::vector<int32_t> lengths(static_cast<size_t>(lanes));
+  plan.steps = 2;
+  plan.zs = out.data();
+  plan.actions = plan.zs + 2 * lanes * Z;
+  plan.rewards = plan.actions + 2 * lanes * A;
+  plan.returns = returns.data();
+  plan.lengths = lengths.data();
+  engine.rollout(plan, 1, [] { return false; });
+  return out;
+}
+
 // One random model and plan on one level; false if its results are wrong.
 bool dream(const wm::Level& level, wm::Precision precision) {
   wm::Weights w{};
@@ -74,7 +101,9 @@ bool dream(const wm::Level& level, wm::Precision precision) {
   const char* const words[] = {"tanh", "sigmoid", "tanh01", "relu_tanh", "identity"};
   std::vector<std::string> squash{"argmax"};
   if (below(4) > 0) squash.assign(static_cast<size_t>(A), words[below(5)]);
-  const wm::Engine engine(w, features[below(3)], squash, below(2) * below(20), precision, level);
+  const char* const feature = features[below(3)];
+  const int64_t units = below(2) * below(20);
+  const wm::Engine engine(w, feature, squash, units, precision, level);
 
   wm::Plan plan{};
   plan.candidates = 1 + below(40);
@@ -110,6 +139,10 @@ bool dream(const wm::Level& level, wm::Precision precision) {
     if (first.empty()) first = returns;
     if (std::memcmp(first.data(), returns.data(), lanes * sizeof(float)) != 0) return false;
   }
+  if (precision == wm::Precision::fp32) {
+    const wm::Engine plain(w, feature, squash, units, precision, wm::level_scalar);
+    if (!agree(two_steps(engine, plan), two_steps(plain, plan))) return false;
+  }
   // One thread's call allocates as often for all steps as for one, and little beside what it says.
   constexpr int64_t kBooks = 4096;
   std::vector<float> returns(lanes);
@@ -124,6 +157,53 @@ bool dream(const wm::Level& level, wm::Precision precision) {
     if (allocated - bytes > work.scratch_bytes + kBooks) return false;
   }
   return times[0] == times[1];
+}
+
+// Philox4x32-10's published words for one counter (Random123's kat_vectors), and the scalar level's for random ones.
+bool words(const wm::Level& level) {
+  const int64_t n = 16 * (1 + below(8));
+  std::vector<uint32_t> counters(static_cast<size_t>(4 * n)), out(counters.size()), plain(counters.size());
+  for (uint32_t& word : counters) word = static_cast<uint32_t>(generator());
+  const uint32_t counter[] = {0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344};
+  const uint32_t known[] = {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1};
+  const size_t at = static_cast<size_t>(below(n));
+  for (size_t i = 0; i < 4; ++i) counters[i * static_cast<size_t>(n) + at] = counter[i];
+  level.philox(counters.data(), 0xa4093822, 0x299f31d0, out.data(), n);
+  wm::level_scalar.philox(counters.data(), 0xa4093822, 0x299f31d0, plain.data(), n);
+  for (size_t i = 0; i < 4; ++i)
+    if (out[i * static_cast<size_t>(n) + at] != known[i]) return false;
+  return out == plain;
+}
+
+// The largest errors that maths.h states, against the C library's doubles.
+bool functions(const wm::Level& level) {
+  constexpr double kTurn = 6.283185307179586;
+  struct Case {
+    wm::Function function;
+    double (*exact)(double);
+    double low, high, ulps;
+    bool of_one;  // ulps of 1, not of the result
+  };
+  const Case cases[] = {
+      {wm::Function::exp, [](double x) { return std::exp(x); }, -87.3, 88.3, 1.1, false},
+      {wm::Function::log, [](double x) { return std::log(x); }, 1e-7, 0.9999999, 1.0, false},
+      {wm::Function::tanh, [](double x) { return std::tanh(x); }, -10.0, 10.0, 6.0, false},
+      {wm::Function::sigmoid, [](double x) { return 1.0 / (1.0 + std::exp(-x)); }, -86.9, 86.9, 2.5, false},
+      {wm::Function::cos_turn, [](double t) { return std::cos(kTurn * t); }, 0.0, 1.0, 1.0, true},
+      {wm::Function::sin_turn, [](double t) { return std::sin(kTurn * t); }, 0.0, 1.0, 1.0, true},
+  };
+  std::vector<float> x(5003), y(x.size());
+  for (const Case& c : cases) {
+    for (float& value : x) value = static_cast<float>(std::uniform_real_distribution<double>(c.low, c.high)(generator));
+    level.map(c.function, x.data(), y.data(), static_cast<int64_t>(x.size()));
+    for (size_t i = 0; i < x.size(); ++i) {
+      const double want = c.exact(static_cast<double>(x[i]));
+      const float size = c.of_one ? 1.0f : std::fabs(static_cast<float>(want));
+      const double ulp = static_cast<double>(std::nextafter(size, FLT_MAX)) - static_cast<double>(size);
+      if (!(std::fabs(static_cast<double>(y[i]) - want) <= c.ulps * ulp)) return false;
+    }
+  }
+  return true;
 }
 
 // Random heads on one level, loss, gradients and draws; false if one thread and several disagree.
@@ -179,6 +259,8 @@ int main() {
     for (int i = 0; i < 40; ++i) count(dream(*level, wm::Precision::bf16), level, "bf16 dream", i);
     for (int i = 0; i < 40; ++i) count(dream(*level, wm::Precision::int8), level, "int8 dream", i);
     for (int i = 0; i < 10; ++i) count(mixture(*level), level, "mixture", i);
+    for (int i = 0; i < 4; ++i) count(words(*level), level, "random words", i);
+    for (int i = 0; i < 4; ++i) count(functions(*level), level, "elementary functions", i);
   }
   std::printf("%d tried, %d wrong\n", tried, wrong);
   return wrong == 0 ? 0 : 1;

@@ -1,4 +1,5 @@
-// The level `neon`: ARM NEON with FMA.
+// The level `neon`: ARM NEON with FMA, which every 64-bit ARM processor has.
+#define WM_NEON
 #include "simd_portable.h"
 
 #include "dream_body.h"

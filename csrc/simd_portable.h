@@ -1,4 +1,5 @@
-// Four float lanes in the compiler's own vector types: the `scalar` level on any processor, and `neon` on ARM.
+// Four float lanes in the compiler's own vector types: the `scalar` level on any processor, where no product is fused
+// with a sum, and with WM_NEON the level `neon` of 64-bit ARM.
 //
 // The three simd_*.h headers spell the same small vocabulary for 4, 8 and 16 lanes; the bodies (maths.h, rng.h, lstm.h,
 // mdn.h, dream_body.h) are written in it once. Everything has internal linkage: a level is one translation unit
@@ -6,7 +7,7 @@
 #pragma once
 
 #include <cstdint>
-#if defined(__ARM_NEON)
+#if defined(WM_NEON)
 #include <arm_neon.h>
 #endif
 
@@ -15,6 +16,8 @@ namespace {
 constexpr int kWidth = 4;
 #if defined(WM_ROWS)
 constexpr int kRows = WM_ROWS;
+#elif defined(WM_NEON)
+constexpr int kRows = 5;  // 5 x 4 accumulators, 4 weights and 5 elements: 29 of 32 registers (6 rows spill)
 #else
 constexpr int kRows = 3;  // rows of a register tile: 3 x 4 accumulators, 3 broadcasts and a weight fill 16 registers
 #endif
@@ -28,17 +31,14 @@ struct Pair {
   F low, high;
 };
 
-inline F load(const float* p) {
-  F v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
-}
-inline U load(const uint32_t* p) {
-  U v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
-}
-inline void store(float* p, F v) { __builtin_memcpy(p, &v, sizeof v); }
+// Vectors at any address. Not memcpy: GCC 12 makes that a move of one 128-bit integer on ARM, and then keeps the
+// accumulators of a matrix product that are stored this way in memory.
+typedef F LooseF __attribute__((aligned(4), may_alias));
+typedef U LooseU __attribute__((aligned(4), may_alias));
+
+inline F load(const float* p) { return *reinterpret_cast<const LooseF*>(p); }
+inline U load(const uint32_t* p) { return *reinterpret_cast<const LooseU*>(p); }
+inline void store(float* p, F v) { *reinterpret_cast<LooseF*>(p) = v; }
 inline F load_first(const float* p, int64_t n) {
   F v = {0, 0, 0, 0};
   for (int64_t i = 0; i < n; ++i) v[i] = p[i];
@@ -48,7 +48,7 @@ inline F set1(float x) { return F{x, x, x, x}; }
 inline U set1(uint32_t x) { return U{x, x, x, x}; }
 
 inline F fma(F a, F b, F c) {
-#if defined(__ARM_NEON) && defined(__aarch64__)
+#if defined(WM_NEON)
   return (F)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
   return a * b + c;
@@ -65,7 +65,7 @@ inline F not_below(F x, F low) { return select(less(x, low), low, x); }
 inline F absolute(F x) { return as_float(as_bits(x) & set1(0x7fffffffu)); }
 
 inline F root(F x) {
-#if defined(__ARM_NEON) && defined(__aarch64__)
+#if defined(WM_NEON)
   return (F)vsqrtq_f32((float32x4_t)x);
 #else
   return F{__builtin_sqrtf(x[0]), __builtin_sqrtf(x[1]), __builtin_sqrtf(x[2]), __builtin_sqrtf(x[3])};
