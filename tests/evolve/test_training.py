@@ -235,10 +235,17 @@ def test_lost_candidates_are_logged_and_a_lost_population_is_an_error(
     assert "8 of 8 candidates had no finite return" in caplog.text
 
 
-def test_equal_returns_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("lost", [0, 3])
+def test_equal_returns_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture, lost: int) -> None:
+    def equal(returns: Tensor, generation: int) -> Tensor:
+        returns = torch.ones_like(returns)
+        returns[:lost] = torch.nan
+        return returns
+
     with caplog.at_level(logging.WARNING):
-        train(tmp_path, dream=Hill(1.0, spoil=lambda returns, generation: torch.ones_like(returns)))
-    assert "all returns are equal" in caplog.text
+        train(tmp_path, dream=Hill(1.0, spoil=equal))
+    assert caplog.text.count("all finite returns are equal") == 6
+    assert caplog.text.count("3 of 8 candidates had no finite return") == (6 if lost else 0)
 
 
 def test_a_missing_fitness_is_named(tmp_path: Path) -> None:
