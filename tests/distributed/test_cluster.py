@@ -134,7 +134,7 @@ def test_a_lost_actor_is_replaced_and_its_shard_done_again(
     times: int,
 ) -> None:
     if fault == "hang":
-        monkeypatch.setattr(pair, "_settings", ClusterSettings(timeout=6.0))
+        monkeypatch.setattr(pair, "_settings", ClusterSettings(timeout=10.0))
     faulty: Any = Faulty(recipe(world), tmp_path, fault, times, at=4)
     engine = FleetEngine(faulty, pair)
     assert_same(engine.rollout(world.params, world.starts, **PLAN), whole(world))
@@ -224,6 +224,8 @@ def test_a_machine_with_other_bits_is_refused(world: World, make_fleet: Any, mon
 def test_no_actor_that_starts_is_an_error_not_a_wait(pair: RayFleet, world: World, make_fleet: Any) -> None:
     last_node = make_fleet(1)
     assert pair.workers + last_node.workers == NODES
+    # Once it has answered, it has the node.
+    FleetEngine(recipe(world), last_node).rollout(world.params, world.starts, **PLAN)
     fleet = make_fleet(1, start_timeout=3.0)
     with pytest.raises(WMEngineError, match="no actor of 1 CPUs started within 3 s"):
         FleetEngine(recipe(world), fleet).rollout(world.params, world.starts, **PLAN)

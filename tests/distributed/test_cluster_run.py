@@ -1,6 +1,6 @@
 """`wm-engine train --ray`: the files of a run on a cluster of several nodes, and an address without one.
 
-Needs Ray: ``pip install -e '.[test,ray]'``, then ``pytest tests/distributed``; two minutes.
+Needs Ray: ``pip install -e '.[test,ray]'``, then ``pytest tests/distributed``; three minutes.
 """
 
 from __future__ import annotations
