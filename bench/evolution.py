@@ -1,9 +1,9 @@
-"""CMA-ES beside CMA-ES: quality and speed of BatchedCMAES and pycma. ``python -m bench.evolution``.
+"""CMA-ES beside CMA-ES: BatchedCMAES, pycma, and evosax's where it is installed. ``python -m bench.evolution``.
 
 Quality is the expected number of evaluations to a target (all evaluations of all runs over the number of runs that
 reached it) on the field's standard functions and in a dream. Racing is the same count in dream steps, with all
 candidates dreaming all episodes and with those whose place is clear stopping early. Speed is one generation's ask and
-tell in both optimisers by turns, in wall time and in CPU time (which tells them apart on a busy machine too), and
+tell in the optimisers by turns, in wall time and in CPU time (which tells them apart on a busy machine too), and
 beside the dream's own time; memory is what a process grows by. Each line is printed as soon as it is measured.
 """
 
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import click
 import numpy as np
@@ -23,14 +24,21 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import wm_engine as wm
-from wm_engine.evolve import BatchedCMAES, Optimizer, PycmaES
+from wm_engine.evolve import BatchedCMAES, PycmaES
 from wm_engine.runs import atomic_write
 
 from .dream_task import DreamTask, Point
+from .evosax_peer import EvosaxCMAES, installed
 from .workload import Workload, prepare
 
 OPTIMIZERS: dict[str, type[PycmaES] | type[BatchedCMAES]] = {"pycma": PycmaES, "batched": BatchedCMAES}
+Kind: TypeAlias = "type[PycmaES] | type[BatchedCMAES] | type[EvosaxCMAES]"
 _DIMENSION = 867  # of the paper's controller
+
+
+def rivals() -> dict[str, Kind]:
+    """What quality and speed are measured of, by name: evosax's too where it is installed."""
+    return OPTIMIZERS | ({"evosax": EvosaxCMAES} if installed() else {})
 
 
 def sphere(x: Tensor) -> Tensor:
@@ -78,9 +86,9 @@ class Problem:
         """For tables."""
         return f"{self.cost.__name__.replace('_', ' ')}, D={self.dimension}, P={self.popsize}"
 
-    def evaluations(self, kind: type[PycmaES] | type[BatchedCMAES], seed: int) -> tuple[int, bool]:
+    def evaluations(self, kind: Kind, seed: int) -> tuple[int, bool]:
         """How many evaluations a run took, and whether it reached the target."""
-        optimizer: Optimizer = kind(torch.full((self.dimension,), self.start), self.sigma, self.popsize, seed)
+        optimizer = kind(torch.full((self.dimension,), self.start), self.sigma, self.popsize, seed)
         for count in range(self.popsize, self.limit + 1, self.popsize):
             costs = self.cost(optimizer.ask())
             if float(costs.min()) < self.target:
@@ -123,9 +131,9 @@ class Quality:
 
 
 def quality(problem: Problem, seeds: int) -> Quality:
-    """Run both optimisers on a problem with seeds 0, 1, ..."""
+    """Run the optimisers on a problem with seeds 0, 1, ..."""
     expected, reached = {}, {}
-    for name, kind in OPTIMIZERS.items():
+    for name, kind in rivals().items():
         runs = [problem.evaluations(kind, seed) for seed in range(seeds)]
         reached[name] = sum(ok for _, ok in runs)
         expected[name] = sum(count for count, _ in runs) / reached[name] if reached[name] else math.inf
@@ -181,13 +189,12 @@ def dream_hits(kind: str, seeds: int, count: Callable[[Point], int], task: Dream
 
 
 def generation_times(popsize: int, generations: int = 9) -> dict[str, tuple[float, float]]:
-    """Mean wall and CPU seconds of ask and tell at D = 867, by optimiser, the two in turns; the first is left out.
+    """Mean wall and CPU seconds of ask and tell at D = 867, by optimiser, in turns; the first is left out.
 
-    The mean, since both put off part of their work to every n-th generation of a small population.
+    The mean, since ours and pycma put off part of their work to every n-th generation of a small population. JAX takes
+    all cores, whatever torch's number of threads.
     """
-    optimizers: dict[str, Optimizer] = {
-        n: kind(torch.zeros(_DIMENSION), 0.1, popsize) for n, kind in OPTIMIZERS.items()
-    }
+    optimizers = {name: kind(torch.zeros(_DIMENSION), 0.1, popsize) for name, kind in rivals().items()}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in optimizers}
     for _ in range(generations + 1):
         for name, optimizer in optimizers.items():
@@ -253,15 +260,16 @@ def _peak_kilobytes() -> int:
 
 def show_quality(problems: list[Problem], seeds: int) -> list[Quality]:
     """The table of the standard functions."""
-    click.echo("Expected evaluations to the target:")
-    line = _columns(46, 10, 10, 7, 12)
-    click.echo(line("problem", "pycma", "batched", "ratio", "reached"))
+    click.echo("Expected evaluations to the target; ratio: batched over pycma:")
+    names = list(rivals())
+    line = _columns(46, *[10] * len(names), 7, 15)
+    click.echo(line("problem", *names, "ratio", "reached"))
     measured = []
     for problem in problems:
         row = quality(problem, seeds)
         measured.append(row)
-        counts = [f"{row.expected[name]:,.0f}" for name in OPTIMIZERS]
-        reached = "/".join(str(row.reached[name]) for name in OPTIMIZERS) + f" of {seeds}"
+        counts = [f"{row.expected[name]:,.0f}" for name in names]
+        reached = "/".join(str(row.reached[name]) for name in names) + f" of {seeds}"
         click.echo(line(problem.name, *counts, f"{row.ratio:.2f}", reached))
     return measured
 
@@ -301,16 +309,20 @@ def show_speed(popsizes: list[int]) -> None:
     click.echo(
         f"\nAsk and tell at D = {_DIMENSION}, {threads} thread(s); share: of a dream of 16 episodes of 1,000 steps:"
     )
-    line = _columns(6, 9, 11, 6, 13, 15, 6, 9, 12, 14)
+    others = [name for name in rivals() if name not in OPTIMIZERS]
+    line = _columns(6, 9, 11, 6, 13, 15, 6, 9, 12, 14, *[10, 14] * len(others))
     columns = ("P", "pycma ms", "batched ms", "ratio", "pycma CPU ms", "batched CPU ms", "ratio", "dream s")
-    click.echo(line(*columns, "pycma share", "batched share"))
+    extra = [f"{name} {unit}" for name in others for unit in ("ms", "CPU ms")]
+    click.echo(line(*columns, "pycma share", "batched share", *extra))
     for popsize in popsizes:
-        (wall, cpu), (our_wall, our_cpu) = generation_times(popsize).values()
+        times = generation_times(popsize)
+        (wall, cpu), (our_wall, our_cpu) = times["pycma"], times["batched"]
         walls = [f"{1e3 * wall:.1f}", f"{1e3 * our_wall:.1f}", f"{wall / our_wall:.1f}"]
         cpus = [f"{1e3 * cpu:.1f}", f"{1e3 * our_cpu:.1f}", f"{cpu / our_cpu:.1f}"]
         dream = dream_seconds(popsize)
         shares = [f"{wall / dream:.2%}", f"{our_wall / dream:.2%}"]
-        click.echo(line(str(popsize), *walls, *cpus, f"{dream:.1f}", *shares))
+        theirs = [f"{1e3 * seconds:.1f}" for name in others for seconds in times[name]]
+        click.echo(line(str(popsize), *walls, *cpus, f"{dream:.1f}", *shares, *theirs))
 
 
 def show_memory(popsizes: list[int]) -> None:
@@ -342,7 +354,7 @@ PARTS = ("quality", "dream", "racing", "speed", "memory")
 @click.option("--quick", is_flag=True, help="Three seeds, ten dimensions, small populations: minutes.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Where to write the plot, a PNG.")
 def main(seeds: int, dimensions: str, parts: tuple[str, ...], quick: bool, out: Path | None) -> None:
-    """Quality, racing, speed and memory of BatchedCMAES beside pycma, as tables.
+    """Quality, racing, speed and memory of BatchedCMAES beside pycma, as tables, and beside evosax where installed.
 
     On one thread of a Zen 4 core: quality takes minutes for 10 dimensions and 15 seeds, hours for 867; dream 4 minutes;
     racing 2; speed 2; memory one.

@@ -170,6 +170,41 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         checkpoints.latest()
 
 
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, caplog):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (3, 4):
+        checkpoints.save(step, {"w": torch.full((8,), float(step))}, {"sigma": step})
+    path = tmp_path / "00000004.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    step, loaded, state = checkpoints.latest()
+    assert (step, state) == (3, {"sigma": 3})
+    assert torch.equal(loaded["w"], torch.full((8,), 3.0))
+    assert "00000004.safetensors" in caplog.text
+
+
+def test_no_flipped_bit_of_a_checkpoint_goes_unseen(tmp_path):
+    """In the tensors, in the state, and in what names them: it is found, or it changes nothing."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, {"w": torch.arange(3.0)}, {"sigma": 0.25, "generation": 7})
+    path = tmp_path / "00000003.safetensors"
+    whole = path.read_bytes()
+    passed = 0
+    for place in range(len(whole)):
+        for bit in (0, 3, 5):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << bit
+            path.write_bytes(damaged)
+            try:
+                step, loaded, state = checkpoints.latest()
+            except CorruptFileError:
+                continue
+            passed += 1
+            assert (step, state) == (3, {"sigma": 0.25, "generation": 7})
+            assert loaded.keys() == {"w"}
+            assert torch.equal(loaded["w"], torch.arange(3.0))
+    assert passed < len(whole) // 4
+
+
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
     save_tensors(tmp_path / "00000003.safetensors", {"w": torch.zeros(8)})
     with pytest.raises(CorruptFileError, match="not a checkpoint"):

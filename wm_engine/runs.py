@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -26,6 +27,8 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from wm_engine.errors import CorruptFileError, RunBusyError, StorageError
+
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -222,7 +225,8 @@ def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
 class Checkpoints:
     """A folder of ``STEP.safetensors`` files, each the whole state of a training at that step; the newest are kept.
 
-    The JSON-able part of the state travels in the file's metadata, so that one rename commits everything.
+    The JSON-able part of the state travels in the file's metadata, so that one rename commits everything. Each has a
+    checksum.
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int = 2) -> None:
@@ -231,22 +235,36 @@ class Checkpoints:
 
     def save(self, step: int, tensors: Mapping[str, Tensor | np.ndarray], state: Mapping[str, Any]) -> None:
         """Write the checkpoint of ``step`` atomically, then delete all but the newest ``keep``."""
-        save_tensors(self._path(step), tensors, {"step": str(step), "state": json.dumps(dict(state), sort_keys=True)})
+        text = json.dumps(dict(state), sort_keys=True)
+        header = {"step": str(step), "state": text, "state_sha256": _state_digest(str(step), text)}
+        save_tensors(self._path(step), tensors, header)
         for old in self._paths()[: -self.keep]:
             old.unlink(missing_ok=True)
 
     def latest(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-        """The newest checkpoint as (step, tensors, state); None where there is none. CorruptFileError if damaged."""
+        """The newest checkpoint as (step, tensors, state); None where there is none.
+
+        Damaged ones are passed over, and logged; what followed from them is done again. CorruptFileError where all are.
+        """
         paths = self._paths()
-        if not paths:
-            return None
-        tensors, metadata = load_tensors(paths[-1])
+        for path in reversed(paths):
+            try:
+                return self._read(path)
+            except CorruptFileError as error:
+                if path == paths[0]:
+                    raise
+                _log.warning("a checkpoint is passed over, for the one before it: %s", error)
+        return None
+
+    def _read(self, path: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
+        tensors, metadata = load_tensors(path)
         try:
-            return int(metadata["step"]), tensors, json.loads(metadata["state"])
-        except (KeyError, ValueError) as error:
-            raise CorruptFileError(
-                f"{paths[-1]}: not a checkpoint ({error!r}). Delete it to resume from the one before."
-            ) from error
+            step, text, digest = (metadata[name] for name in ("step", "state", "state_sha256"))
+        except KeyError as error:
+            raise CorruptFileError(f"{path}: not a checkpoint (no {error}). Delete it to begin without it.") from error
+        if digest != _state_digest(step, text):
+            raise CorruptFileError(f"{path}: its state does not match its checksum. Delete it to begin without it.")
+        return int(step), tensors, json.loads(text)
 
     def clear(self) -> None:
         """Delete every checkpoint: the work they belonged to is done, or must begin anew."""
@@ -257,6 +275,10 @@ class Checkpoints:
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("[0-9]*.safetensors"))
+
+
+def _state_digest(step: str, state: str) -> str:
+    return hashlib.sha256(f"{step}:{state}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from click.testing import CliRunner
 
 from wm_engine.bench import evolution
 from wm_engine.bench.dream_task import DreamTask
 from wm_engine.bench.evolution import Hits, dream_hits
+from wm_engine.bench.evosax_peer import EvosaxCMAES
 from wm_engine.evolve import BatchedCMAES
 
 
@@ -40,6 +42,30 @@ def test_hits_are_of_the_first_point_at_the_target() -> None:
     assert low.searches == [(128, True)] * 2
     assert middle.searches == [(256, True)] * 2
     assert high.searches == [(256, False)] * 2
+
+
+def test_a_third_rival_has_its_columns(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(evolution, "rivals", lambda: evolution.OPTIMIZERS | {"evosax": BatchedCMAES})
+    monkeypatch.setattr(evolution, "_DIMENSION", 6)
+    monkeypatch.setattr(evolution, "dream_seconds", lambda popsize: 1.0)
+    row = evolution.show_quality([evolution.Problem(evolution.sphere, 6, 9, 1.0, 0.5, 1e-2, 4000)], 2)[0]
+    assert row.expected["evosax"] == row.expected["batched"]
+    head, line = capsys.readouterr().out.splitlines()[-2:]
+    assert head.split() == ["problem", "pycma", "batched", "evosax", "ratio", "reached"]
+    assert line.endswith("2/2/2 of 2")
+    evolution.show_speed([8])
+    head, line = capsys.readouterr().out.splitlines()[-2:]
+    assert head.endswith("evosax ms   evosax CPU ms")
+    assert len(line.split()) == 1 + 7 + 2 + 2
+
+
+def test_evosax_climbs_and_follows_its_seed() -> None:
+    pytest.importorskip("evosax")
+    problem = evolution.Problem(evolution.sphere, 6, 9, 1.0, 0.5, 1e-2, 4000)
+    first = problem.evaluations(EvosaxCMAES, 1)
+    assert first[1]
+    assert first == problem.evaluations(EvosaxCMAES, 1)
+    assert not torch.equal(EvosaxCMAES(torch.zeros(6), 0.5, 9, 0).ask(), EvosaxCMAES(torch.zeros(6), 0.5, 9, 1).ask())
 
 
 def test_parts_are_printed_as_they_are_measured(monkeypatch) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from wm_engine.bench.evolution import ellipsoid, rosenbrock, sphere
-from wm_engine.evolve.cmaes import BatchedCMAES, Parameters
+from wm_engine.evolve.cmaes import BatchedCMAES, Parameters, _cholesky
 from wm_engine.evolve.optimizers import make_optimizer, restore_optimizer
 from wm_engine.evolve.protocol import Optimizer
 from wm_engine.evolve.pycma import PycmaES
@@ -241,6 +241,20 @@ def test_a_covariance_that_loses_definiteness_is_mended_and_logged(caplog: pytes
     assert float(sphere(climb(optimizer, 150, sphere).mean[None] - 1.0)) < 1e-6
 
 
+@pytest.mark.parametrize("scale", [1e-150, 1e150])
+def test_a_diagonal_at_the_end_of_its_range_is_held_and_logged(scale: float, caplog: pytest.LogCaptureFixture) -> None:
+    tensors, values = BatchedCMAES(torch.zeros(4), 0.5, 12, variant="separable").state()
+    planted = torch.full((4,), scale, dtype=torch.float64)
+    optimizer = BatchedCMAES.from_state(tensors | {"shape.stds": planted}, values | {"sigma": 0.5 / scale})
+    with caplog.at_level(logging.WARNING):
+        for _ in range(20):
+            optimizer.ask()
+            optimizer.tell(torch.zeros(12))
+    assert "scales are held" in caplog.text
+    assert torch.isfinite(optimizer.ask()).all()
+    assert 1e-3 < float((optimizer.ask() - optimizer.mean).std(dim=0).max()) < 10.0
+
+
 def test_an_indefinite_update_is_lost_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     tensors, values = BatchedCMAES(torch.zeros(4), 0.5, 12).state()
     planted = tensors | {"shape.pending": -3.0 * torch.eye(4, dtype=torch.float64)}
@@ -249,7 +263,16 @@ def test_an_indefinite_update_is_lost_and_logged(caplog: pytest.LogCaptureFixtur
         optimizer.ask()
         optimizer.tell(torch.arange(12.0))
     assert "not positive definite" in caplog.text
+    assert "the covariance stays as it was" in caplog.text
     assert torch.isfinite(optimizer.ask()).all()
+
+
+def test_an_update_that_rounding_made_indefinite_is_mended_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    matrix = torch.tensor([1.0, 2.0, 1.0, -1e-9], dtype=torch.float64).diag()
+    factor = _cholesky(matrix)
+    assert float((factor @ factor.T - matrix).abs().max()) < 1e-7
+    assert "not positive definite" in caplog.text
+    assert "stays as it was" not in caplog.text
 
 
 def test_wrong_calls_are_errors() -> None:

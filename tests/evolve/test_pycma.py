@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -83,6 +84,43 @@ def test_equal_returns_do_not_drive_the_distribution_away() -> None:
         optimizer.tell(torch.ones(16))
     assert 1e-3 < optimizer.sigma < 1e3
     assert torch.isfinite(optimizer.ask()).all()
+
+
+def test_a_stretched_search_reports_the_mean_and_distribution_of_its_candidates() -> None:
+    """Above a condition of 10^12 the package changes its own coordinates, and its mean is one of theirs."""
+    rotation = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).Q
+    scales = 10.0 ** torch.linspace(0, 14, 6, dtype=torch.float64)
+    optimizer = PycmaES(torch.ones(6), 0.5, popsize=12, seed=1)
+    for _ in range(500):
+        optimizer.tell(-(scales * (optimizer.ask() @ rotation) ** 2).sum(dim=1))
+    assert not optimizer._es.gp.isidentity, "the condition did not get that high"
+    found = optimizer.distribution
+    assert found.factor is not None
+    assert torch.equal(found.mean, optimizer.mean)
+    for candidates in (optimizer.ask(), PycmaES(found.mean, found.sigma, 12, 2, factor=found.factor).ask()):
+        white = torch.linalg.solve_triangular(found.factor, (candidates - optimizer.mean).T / found.sigma, upper=False)
+        assert 0.5 < float(white.square().mean()) < 2.0
+
+
+@pytest.mark.parametrize("bound", [1e15, 1e-15])
+def test_a_step_size_out_of_bounds_is_held_and_logged(bound: float, caplog: pytest.LogCaptureFixture) -> None:
+    optimizer = PycmaES(torch.zeros(4), 0.5, popsize=12)
+    optimizer._es.sigma = 0.5 * bound * (1e3 if bound > 1 else 1e-3)
+    optimizer.ask()
+    with caplog.at_level(logging.WARNING):
+        optimizer.tell(torch.zeros(12))
+    assert "is held within" in caplog.text
+    spread = (optimizer.ask() - optimizer.mean).std(dim=0).max()
+    assert 0.3 < float(spread) / (0.5 * bound) < 3
+
+
+def test_an_endless_slope_does_not_end_in_a_point(caplog: pytest.LogCaptureFixture) -> None:
+    """The package's own bounds hold the deviations for some 700 generations; then its step size overflows."""
+    optimizer = PycmaES(torch.zeros(4), 0.5, popsize=12, seed=1)
+    for _ in range(1200):
+        optimizer.tell(optimizer.ask()[:, 0])
+    assert 1e13 < float((optimizer.ask() - optimizer.mean).std(dim=0).max()) < 5e15
+    assert caplog.text.count("is held within") > 500
 
 
 def test_a_wrong_shape_and_a_tell_without_ask_are_errors() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -76,6 +77,33 @@ def test_the_best_run_longest() -> None:
     stopped = torch.ones(400, dtype=torch.bool)
     stopped[running] = False
     assert worth[running].mean() > worth[stopped].mean()
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5, 3.0])
+def test_ranks_are_bounded_pair_by_pair(noise: float) -> None:
+    """Who is unclear after a second round, by the definition; with equals, failures, and some that stopped earlier."""
+    worth = torch.arange(60.0).div(3).floor()
+    table, race = returns(worth, 8, noise), Race(60, 8)
+    table[::7] = torch.nan
+    race.add(torch.arange(60), table[:, :4])
+    running = race.unclear() if noise else torch.arange(30)
+    race.add(running, table[running, 4:])
+
+    dreamt = {number: race._returns[number] - race._luck for number in range(60) if number % 7}
+    dreamt = {number: left[torch.isfinite(left)] for number, left in dreamt.items()}
+    variances = {number: float(left.var()) for number, left in dreamt.items()}
+    shared = sum(variances.values()) / len(variances)
+    ends = {}
+    for number, left in dreamt.items():
+        error = 0.5 * ((variances[number] + shared) / 2 / len(left)) ** 0.5
+        ends[number] = (float(race._worth[number]) - error, float(race._worth[number]) + error)
+    unclear = []
+    for number, (low, high) in ends.items():
+        best = 1 + sum(other > high for other, _ in ends.values())
+        worst = len(ends) - sum(other < low for _, other in ends.values())
+        if number in running and math.log(worst / best) > 0.5 * math.log(60):
+            unclear.append(number)
+    assert race.unclear().tolist() == unclear
 
 
 def test_what_was_not_dreamt_is_filled_with_worth_and_luck() -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +14,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from world import World
 
+from wm_engine import DreamEngine
 from wm_engine.controller import ControllerSpec
+from wm_engine.dream.types import DreamOutput
 from wm_engine.errors import RunMismatchError, WMEngineError
+from wm_engine.evolve.fitness import DreamFitness
 from wm_engine.evolve.protocol import Distribution, derive_seed
 from wm_engine.evolve.training import ControllerResult, ControllerSettings, train_controller
 from wm_engine.records import Recorder, read_metrics
@@ -227,10 +235,17 @@ def test_lost_candidates_are_logged_and_a_lost_population_is_an_error(
     assert "8 of 8 candidates had no finite return" in caplog.text
 
 
-def test_equal_returns_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("lost", [0, 3])
+def test_equal_returns_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture, lost: int) -> None:
+    def equal(returns: Tensor, generation: int) -> Tensor:
+        returns = torch.ones_like(returns)
+        returns[:lost] = torch.nan
+        return returns
+
     with caplog.at_level(logging.WARNING):
-        train(tmp_path, dream=Hill(1.0, spoil=lambda returns, generation: torch.ones_like(returns)))
-    assert "all returns are equal" in caplog.text
+        train(tmp_path, dream=Hill(1.0, spoil=equal))
+    assert caplog.text.count("all finite returns are equal") == 6
+    assert caplog.text.count("3 of 8 candidates had no finite return") == (6 if lost else 0)
 
 
 def test_a_missing_fitness_is_named(tmp_path: Path) -> None:
@@ -282,3 +297,105 @@ def test_a_result_survives_its_file(tmp_path: Path) -> None:
     result = train(tmp_path, settings=settings(train_in="dream_then_real"), dream=Hill(1.0), real=Hill(0.5))
     result.save(tmp_path / "evolution.safetensors")
     assert_equal(ControllerResult.load(tmp_path / "evolution.safetensors"), result)
+
+
+RACERS = 24
+
+
+class Racetrack:
+    """Dreams of candidates that race. ``rounds`` says how many candidates dreamt in each round of each generation here;
+    ``meet(generation, round)`` is called as a round begins, a final being round 0 of the next generation."""
+
+    def __init__(self, world: World, meet: Callable[[int, int], None] = lambda generation, round_: None) -> None:
+        self._engine, self._meet = DreamEngine(world.m, world.spec, backend="torch"), meet
+        self.rounds: list[list[int]] = []
+
+    def rollout(self, params: Tensor, *arguments: Any, **plan: Any) -> DreamOutput:
+        if len(params) == RACERS:
+            self.rounds.append([])
+        final = plan["episodes"] == 5
+        self._meet(len(self.rounds) - (not final), 0 if final else len(self.rounds[-1]))
+        if not final:
+            self.rounds[-1].append(len(params))
+        return self._engine.rollout(params, *arguments, **plan)
+
+
+def train_raced(folder: Path, optimizer: str, track: Racetrack, world: World) -> ControllerResult:
+    fitness = DreamFitness(track, world.starts, episodes=8, max_steps=12, done="sample", race=2)
+    chosen = settings(optimizer=optimizer, population=RACERS, dream_generations=4, dream_episodes=8, dream_race=2)
+    with Recorder(folder / "metrics") as recorder:
+        return train_controller(
+            chosen, world.spec, dream=fitness, checkpoints=Checkpoints(folder / "checkpoints"), recorder=recorder
+        )
+
+
+@pytest.mark.parametrize("optimizer", ["pycma", "batched"])
+def test_killed_in_any_round_of_a_race_it_ends_the_same(tmp_path: Path, optimizer: str) -> None:
+    world = World(starts=6)
+    track = Racetrack(world)
+    whole = train_raced(tmp_path / "whole", optimizer, track, world)
+    assert all(len(counts) > 1 for counts in track.rounds), "there is a middle to be cut in"
+    moments = [(generation, round_) for generation, counts in enumerate(track.rounds) for round_ in range(len(counts))]
+    for moment in [*moments, (len(track.rounds), 0)]:
+
+        def die(*here: int, moment: tuple[int, int] = moment) -> None:
+            if here == moment:
+                raise Killed
+
+        folder = tmp_path / f"{moment}"
+        with pytest.raises(Killed):
+            train_raced(folder, optimizer, Racetrack(world, die), world)
+        assert_equal(train_raced(folder, optimizer, Racetrack(world), world), whole)
+
+
+def raced_process(folder: Path, moment: tuple[str, int, int] | None) -> None:
+    """Train, and end this process by kill -9 at a moment: in a round of a race, or beside a checkpoint's rename."""
+    torch.set_num_threads(1)
+    world, replace, saves = World(starts=6), os.replace, 0
+
+    def reach(*here: str | int) -> None:
+        if here == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def rename(source: Path, target: Path) -> None:
+        nonlocal saves
+        reach("before the rename", saves, 0)
+        replace(source, target)
+        reach("after the rename", saves, 0)
+        saves += 1
+
+    track = Racetrack(world, lambda generation, round_: reach("round", generation, round_))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", rename)  # files that are renamed during a training are its checkpoints
+        result = train_raced(folder, "batched", track, world)
+    result.save(folder / "result.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_raced_processes_that_are_killed_end_with_the_same_bytes(tmp_path: Path) -> None:
+    """One training whose processes die one after the other, each later on, beside one that nobody killed."""
+
+    def ended(folder: Path, moment: tuple[str, int, int] | None) -> int:
+        code = f"import pathlib, {__name__}; {__name__}.raced_process(pathlib.Path({str(folder)!r}), {moment!r})"
+        paths = os.pathsep.join(map(str, Path(__file__).parents[:2]))
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([paths, os.environ.get("PYTHONPATH", "")])}
+        return subprocess.run([sys.executable, "-c", code], env=environment, timeout=300).returncode
+
+    raced_process(tmp_path / "whole", None)
+    broken = tmp_path / "broken"
+    kept: list[int] = []
+    # Generations and checkpoints count from each process's start.
+    for moment in (
+        ("round", 0, 1),  # in the first race, before there is any checkpoint
+        ("after the rename", 1, 0),  # at the boundary behind generation 1
+        ("before the rename", 0, 0),  # generation 2 is done, its checkpoint written but nameless
+        ("round", 1, 1),  # in the middle of generation 3's race
+    ):
+        assert ended(broken, moment) == -signal.SIGKILL
+        latest = Checkpoints(broken / "checkpoints").latest()
+        kept.append(0 if latest is None else latest[0])
+    assert kept == [0, 2, 2, 3]
+    assert ended(broken, None) == 0
+    results = [folder / "result.safetensors" for folder in (tmp_path / "whole", broken)]
+    assert results[0].read_bytes() == results[1].read_bytes()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import socket
 import time
 from collections import deque
@@ -265,6 +266,8 @@ class _Job:
 
 
 def _import_ray() -> Any:
+    # Read when Ray is imported. Where something else than Ray listens, a try takes most of a minute, and it makes 20.
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
     try:
         import ray
     except ImportError as error:
@@ -275,9 +278,10 @@ def _import_ray() -> Any:
 
 
 def _connect(ray: Any, address: str) -> None:
+    _log.info("ray: joining the cluster (%s)", address)
     try:
         if address != "auto":
-            # Ray itself tries for minutes where nothing listens.
+            # Ray itself tries for long where nothing listens.
             host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), timeout=_SECONDS_TO_ANSWER).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

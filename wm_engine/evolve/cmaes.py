@@ -34,6 +34,7 @@ from wm_engine.evolve.protocol import (
     check_factor,
     check_start,
     derive_seed,
+    held_std,
     rank,
 )
 
@@ -46,11 +47,11 @@ _MOST_FULL_DIMENSIONS = 5000
 _TEST_STEPS_FROM = 300
 _TEST_STEPS_MEMORY = 0.3
 
-# Far outside what a search needs; they keep a diverging or collapsing distribution inside floating-point range.
-_LEAST_STD, _GREATEST_STD = 1e-15, 1e15
 # How many times the longest axis of the factor may be the shortest: up to the first bound, float32 steps (in half the
 # time) are exact to 1e-4 of the shortest axis; up to the second, float64 can tell C from a singular matrix.
 _FLOAT32_STRETCH, _MOST_STRETCH = 1e3, 1e7
+# Their squares, variances, are still float64.
+_LEAST_AXIS, _GREATEST_AXIS = 1e-150, 1e150
 # Products of triangular matrices are cut into column blocks, which skips most of the zeros.
 _BLOCKS, _BLOCKED_FROM = 6, 192
 
@@ -207,9 +208,11 @@ def _cholesky(matrix: Tensor) -> Tensor:
     """The Cholesky factor; of the nearest of matrix + εI that has one, should rounding have cost it definiteness."""
     factor, failed = torch.linalg.cholesky_ex(matrix)
     ridge = 1e-12
+    if int(failed):
+        _log.warning("CMA-ES: an update of the covariance was not positive definite")
     while int(failed):
         if ridge > 1.0 or not bool(torch.isfinite(matrix).all()):
-            _log.warning("CMA-ES: an update of the covariance was lost: it was not positive definite")
+            _log.warning("CMA-ES: it could not be mended; the covariance stays as it was")
             return _identity_like(matrix)
         factor, failed = torch.linalg.cholesky_ex(matrix + ridge * _identity_like(matrix))
         ridge *= 100.0
@@ -229,7 +232,11 @@ class _DiagonalShape:
     def learn(self, decay: float, c1: float, q: Tensor, cmu: float, z: Tensor, weights: Tensor) -> None:
         # The exponential of the change, not one plus it: a coordinate's variance then stays positive by itself.
         change = (decay - 1.0) + c1 * q**2 + cmu * (weights @ z.double() ** 2)
-        self._stds = (self._stds * torch.exp(0.5 * change)).clamp(1e-150, 1e150)
+        stds = self._stds * torch.exp(0.5 * change)
+        self._stds = stds.clamp(_LEAST_AXIS, _GREATEST_AXIS)
+        held = int((stds != self._stds).sum())
+        if held:
+            _log.warning("CMA-ES: %d of %d scales are held at the ends of floating-point range", held, len(stds))
 
     def greatest_std(self) -> float:
         return float(self._stds.max())
@@ -373,10 +380,8 @@ class BatchedCMAES:
             self._sigma *= math.exp(min(1.0, p.cs / p.damps * (path_length / expected - 1)))
 
         spread = self._sigma * self._shape.greatest_std()
-        least, greatest = _LEAST_STD * self._first_sigma, _GREATEST_STD * self._first_sigma
-        if not least <= spread <= greatest:
-            _log.warning("CMA-ES: the largest standard deviation, %g, is held within [%g, %g]", spread, least, greatest)
-            held = least if spread < least else greatest
+        held = held_std(spread, self._first_sigma)
+        if held != spread:
             self._sigma = held / self._shape.greatest_std()
 
     def state(self) -> State:

@@ -7,6 +7,7 @@ moves its distribution. Only the order of the returns matters, so a monotone cha
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -17,8 +18,13 @@ from torch import Tensor
 
 from wm_engine.checks import check_float, check_int
 
+_log = logging.getLogger(__name__)
+
 Returns: TypeAlias = Tensor | np.ndarray | Sequence[float]
 State: TypeAlias = tuple[dict[str, Tensor], dict[str, Any]]
+
+# Far outside what a search needs; they keep a diverging or collapsing distribution inside floating-point range.
+_LEAST_STD, _GREATEST_STD = 1e-15, 1e15
 
 
 class Optimizer(Protocol):
@@ -151,6 +157,18 @@ def check_factor(factor: Tensor, dimension: int, diagonal_only: bool = False) ->
     if not (lower and bool(torch.isfinite(factor).all()) and bool((axes > 0).all())):
         raise ValueError("factor must be finite, lower triangular, with a diagonal above 0, but was not")
     return factor
+
+
+def held_std(std: float, first_sigma: float) -> float:
+    """The largest standard deviation of a coordinate, within 10^±15 times the first step size; logged where it was not.
+
+    One that is not a number counts as too large.
+    """
+    least, greatest = _LEAST_STD * first_sigma, _GREATEST_STD * first_sigma
+    if least <= std <= greatest:
+        return std
+    _log.warning("CMA-ES: the largest standard deviation, %g, is held within [%g, %g]", std, least, greatest)
+    return least if std < least else greatest
 
 
 def derive_seed(seed: int, *words: str | int) -> int:

@@ -18,11 +18,11 @@ from wm_engine.evolve.protocol import (
     as_float64,
     check_factor,
     check_start,
+    held_std,
     rank,
 )
 
-# Far outside what a search needs; they keep a diverging or collapsing step size inside floating-point range.
-_LEAST_STD, _GREATEST_STD = 1e-15, 1e15
+_EPSILON = float(np.finfo(np.float64).eps)
 
 
 class PycmaES:
@@ -53,8 +53,6 @@ class PycmaES:
                 "verbose": -9,
                 "verb_disp": 0,
                 "verb_log": 0,
-                "minstd": _LEAST_STD * self._sigma0,
-                "maxstd": _GREATEST_STD * self._sigma0,
             },
         )
         self._orders: list[np.ndarray] = []
@@ -75,7 +73,7 @@ class PycmaES:
 
     @property
     def mean(self) -> Tensor:
-        return self._outside(as_float64(self._es.mean))
+        return self._outside(as_float64(self._es.gp.pheno(self._es.mean)))
 
     @property
     def sigma(self) -> float:
@@ -83,13 +81,30 @@ class PycmaES:
 
     @property
     def distribution(self) -> Distribution:
-        covariance = as_float64(self._es.sm.covariance_matrix)
-        factor = (
-            torch.linalg.cholesky(covariance) * as_float64(np.broadcast_to(self._es.sigma_vec, self._x0.shape))[:, None]
-        )
+        variances, axes = torch.linalg.eigh(as_float64(self._es.sm.covariance_matrix))
+        # Rounding can cost the covariance its definiteness; no axis is flatter than float64 can tell from none.
+        axes = self._from_sampler() @ (axes * variances.clamp(min=_EPSILON * float(variances.max())).sqrt())
+        upper = torch.linalg.qr(axes.T).R
+        factor = upper.T * torch.where(upper.diagonal() < 0, -1.0, 1.0)
         if self._factor is not None:
             factor = self._factor[:, None] * factor if self._factor.dim() == 1 else self._factor @ factor
         return Distribution(self.mean, self.sigma, factor)
+
+    def _from_sampler(self) -> Tensor:
+        """What takes the coordinates that the package samples in, as covariance, to those of its candidates, [D, D].
+
+        When the covariance's condition passes 10^12, the package moves it into a linear map between the two, ``es.gp``.
+        """
+        scales = np.broadcast_to(self._es.sigma_vec.scaling, self._x0.shape)
+        return as_float64(self._es.gp.pheno(np.diag(scales)))
+
+    def _greatest_std(self) -> float:
+        """The largest standard deviation of a coordinate of the package's candidates."""
+        if self._es.gp.isidentity:
+            return float(self._es.stds.max())
+        turned = self._from_sampler()
+        variances = ((turned @ as_float64(self._es.sm.covariance_matrix)) * turned).sum(dim=1)
+        return self.sigma * float(variances.max()) ** 0.5
 
     def _outside(self, points: Tensor) -> Tensor:
         """Points [..., D] of the package's coordinates in those of the search."""
@@ -116,6 +131,12 @@ class PycmaES:
         places[order] = np.arange(self._popsize)
         with _global_random_state_kept():
             self._es.tell(self._asked, places.tolist())
+        # Not by the package's minstd and maxstd, which say nothing, and after a thousand generations at the upper bound
+        # had let the step size overflow and the distribution collapse to the lower one.
+        spread = self._greatest_std()
+        held = held_std(spread, self._sigma0)
+        if held != spread:
+            self._es.sigma *= held / spread
         self._asked = None
         self._orders.append(order.astype(np.int32))
 

@@ -68,9 +68,10 @@ class Race:
         variance = 0.5 * (variance + variance[entered].mean())
         error = _CONFIDENCE * (variance / count).sqrt()
         low, high = self._worth - error, self._worth + error
-        rivals = entered.unsqueeze(0)
-        best = 1 + ((low.unsqueeze(0) > high.unsqueeze(1)) & rivals).sum(dim=1)
-        worst = int(entered.sum()) - ((high.unsqueeze(0) < low.unsqueeze(1)) & rivals).sum(dim=1)
+        # Of the others, those surely better begin above one's end, and those surely worse end below one's beginning.
+        rivals = int(entered.sum())
+        best = 1 + rivals - torch.searchsorted(low[entered].sort().values, high, right=True)
+        worst = rivals - torch.searchsorted(high[entered].sort().values, low)
         apart = (worst.clamp(min=1).double() / best).log()
         allowed = _CLEAR * torch.tensor(float(len(self._worth))).log()
         return torch.nonzero(running & entered & (apart > allowed)).squeeze(1)

@@ -307,7 +307,8 @@ class _Training:
         return f"mean {numbers['mean']:.1f}, best {numbers['best']:.1f}, {rate:,.0f} {phase.fitness.unit}/s"
 
     def _watch(self, phase: _Phase, generation: int, means: Tensor) -> None:
-        lost = int((~torch.isfinite(means)).sum())
+        finite = means[torch.isfinite(means)]
+        lost = len(means) - len(finite)
         if lost:
             _log.warning(
                 "controller (%s): generation %d: %d of %d candidates had no finite return and ranked worst",
@@ -316,9 +317,11 @@ class _Training:
                 lost,
                 len(means),
             )
-        elif bool((means == means[0]).all()):
+        if len(finite) > 1 and bool((finite == finite[0]).all()):
             _log.warning(
-                "controller (%s): generation %d: all returns are equal; it taught nothing", phase.name, generation
+                "controller (%s): generation %d: all finite returns are equal; they taught nothing",
+                phase.name,
+                generation,
             )
         self._where["unranked"] = self._where["unranked"] + 1 if lost == len(means) else 0
         if self._where["unranked"] >= _MOST_UNRANKED:
