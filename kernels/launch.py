@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from . import MOST, dream
+from . import MOST, dream, interpreted
 from .lstm import pack_gates, padded
 
 
@@ -242,6 +242,9 @@ FP_FUSION = True
 
 def launch(kernel: Any, grid: tuple[int, ...], values: dict[str, Any], settings: Settings) -> None:
     """Launch ``kernel`` with those of ``values`` that it takes."""
+    if interpreted():
+        # The bound of loops, which interpreters before Triton 3.7 cannot take from an argument with NumPy 2.4 or newer.
+        values = values | {"mixtures": triton.language.constexpr(values["mixtures"])}
     kernel[grid](
         **{name: values[name] for name in kernel.arg_names},
         num_warps=settings.num_warps,
