@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -23,14 +24,17 @@ SOUND = {
 }
 
 
-def test_a_kernel_compiles_for_a_gpu_that_is_not_here() -> None:
-    command = [sys.executable, "-m", "wm_engine.kernels.aot", "--targets", "sm_90", "--only", "lstm step"]
+@pytest.mark.parametrize(
+    ("only", "options"), [("lstm step", []), ("advance", ["--hidden", "1024"]), ("advance", ["--precision", "fp32"])]
+)
+def test_a_kernel_compiles_for_a_gpu_that_is_not_here(only: str, options: list[str]) -> None:
+    command = [sys.executable, "-m", "wm_engine.kernels.aot", "--targets", "sm_90", "--only", only, *options]
     environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONSAFEPATH": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     row = next(line for line in done.stdout.splitlines() if line.startswith("sm_90"))
-    assert row.split()[:3] == ["sm_90", "lstm", "step"]
-    assert row.endswith("ok")
+    assert row.split(maxsplit=1)[1].startswith(only)
+    assert "  ok" in row
 
 
 @pytest.mark.parametrize(
@@ -50,6 +54,12 @@ def test_shortfalls_are_found(change: dict[str, Any], message: str | None, monke
     found = aot.shortfalls(CASE, "sm_90", aot.Compiled(**SOUND | change))
     assert len(found) == (message is not None)
     assert message is None or message in found[0]
+
+
+def test_other_sizes_have_to_fit_and_no_more() -> None:
+    large = dataclasses.replace(CASE, tuned=False)
+    compiled = aot.Compiled(**SOUND | {"spilled": 8, "shared": 300_000, "assembly": "mma.sync"})
+    assert aot.shortfalls(large, "sm_90", compiled) == ["300000 bytes of shared memory, the device has 232448"]
 
 
 def test_the_interpreter_compiles_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

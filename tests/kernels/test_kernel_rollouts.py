@@ -66,12 +66,12 @@ def two_steps(request: pytest.FixtureRequest) -> tuple[World, dict[str, Any], di
 
 
 @pytest.mark.parametrize("form", ["persistent", "steps"])
-@pytest.mark.parametrize("depth", [16, 64])
-def test_matrix_products_by_parts_of_h_are_the_oracles(two_steps: Any, form: str, depth: int) -> None:
+@pytest.mark.parametrize(("depth", "units"), [(16, 4), (64, 16)])
+def test_matrix_products_by_parts_of_h_are_the_oracles(two_steps: Any, form: str, depth: int, units: int) -> None:
     # tl.dot itself, with h whole (64) and by parts, and two groups of latent dimensions, as on sm_100. Several seeds
     # are judged as one: the candidates of one share five episodes' numbers, too few for the largest error (TUNING.md).
     world, plan, want, peer = two_steps
-    settings = launch.Settings(rows=16, units=16, dims=16, depth=depth, num_stages=1, dot="ieee")
+    settings = launch.Settings(rows=16, units=units, dims=16, depth=depth, num_stages=1, dot="ieee")
     got = together([dream(world, form=form, settings=settings, **plan, seed=seed) for seed in SEEDS])
     assert torch.equal(got.pop("lengths").cpu(), want["lengths"])
     for name, value in got.items():
