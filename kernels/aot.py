@@ -75,6 +75,7 @@ def cases(target: str, hidden: int = _HIDDEN, dtype: torch.dtype = torch.bfloat1
     gpu = TARGETS[target]
     settings = launch.default_settings(gpu.backend, gpu.arch, hidden, dtype)
     tuned = hidden == _HIDDEN and dtype == torch.bfloat16
+    size_of = "" if hidden == _HIDDEN else f" H={hidden}"
     ints, longs, floats = (torch.zeros(64, dtype=dtype) for dtype in (torch.int32, torch.int64, torch.float32))
     for mixture, choices in (("shared", 1), ("per_dim", latent)):
         shapes = [(choices, mixtures), (latent, mixtures), (latent, mixtures), (), ()]
@@ -94,15 +95,17 @@ def cases(target: str, hidden: int = _HIDDEN, dtype: torch.dtype = torch.bfloat1
         )  # fmt: skip
         values = launch.values_of(model, shape.values(model), task) | launch.scratch(model, 64, 2)
         values |= {"alive": ints, "acted": ints, "clock": ints, "step_offset": 0}
-        yield Case(f"rollout {mixture}", dream.rollout_kernel, values, settings, True, tuned)
-        yield Case(f"settle {mixture}", dream.settle_kernel, values, settings, True, tuned)
+        yield Case(f"rollout {mixture}{size_of}", dream.rollout_kernel, values, settings, True, tuned)
+        yield Case(f"settle {mixture}{size_of}", dream.settle_kernel, values, settings, True, tuned)
         if mixture == "shared":
-            yield Case("advance", dream.advance_kernel, values, settings, True, tuned)
+            yield Case(f"advance{size_of}", dream.advance_kernel, values, settings, True, tuned)
             state = dict.fromkeys(("inputs", "h_in", "c_in", "h_out", "c_out"), floats)
             sizes = {"inputs_size": latent + action}
             rows, warps = lstm.tile_for(gpu.backend, gpu.arch, lstm.padded(hidden), dtype)
             step = values | state | sizes | {"ROWS": rows}
-            yield Case("lstm step", lstm.lstm_step_kernel, step, launch.Settings(rows, num_warps=warps), True, tuned)
+            yield Case(
+                f"lstm step{size_of}", lstm.lstm_step_kernel, step, launch.Settings(rows, num_warps=warps), True, tuned
+            )
         size = mdn.blocks(latent, mixtures)
         strides = {
             f"{part}_{axis}": 1 for part in ("logits", "means", "log_stds") for axis in ("row", "d", "choice", "k")
