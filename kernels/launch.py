@@ -258,7 +258,7 @@ FP_FUSION = True
 def launch(kernel: Any, grid: tuple[int, ...], values: dict[str, Any], settings: Settings) -> None:
     """Launch ``kernel`` with those of ``values`` that it takes."""
     if interpreted():
-        # The bound of loops, which interpreters before Triton 3.7 cannot take from an argument with NumPy 2.4 or newer.
+        # The bound of loops, which interpreters up to Triton 3.6 cannot take from an argument with NumPy 2.4 or newer.
         values = values | {"mixtures": triton.language.constexpr(values["mixtures"])}
     kernel[grid](
         **{name: values[name] for name in kernel.arg_names},
