@@ -52,8 +52,10 @@ def compare(returns: Tensor, exact: Tensor, yardstick: Tensor, factor: float = _
     return Comparison(tuple(errors.tolist()), tuple(limits.tolist()))
 
 
-def check(rival: Rival, setup: Setup) -> None:
+def check(rival: Rival, setup: Setup) -> Comparison | None:
     """Dream the first steps of ``setup`` with a rival; WrongResultError where its returns are not the right ones.
+
+    Gives the errors that were judged, None for a rival that draws its own numbers.
 
     The rule: median and 90 % quantile of its error against float64 are at most twice those of the torch backend at the
     same precision, plus 1e-6 of the largest return. For a rival that draws its own numbers: the mean over rollouts of
@@ -61,7 +63,7 @@ def check(rival: Rival, setup: Setup) -> None:
     """
     if rival.own_numbers:
         _check_distribution(rival, setup)
-        return
+        return None
     short = rival.setup(setup).resized(steps=STEPS)
     precision, coarser = _STAND_INS.get(rival.precision, (rival.precision, 1.0))
     exact, yardstick = reference(short), reference(short, precision)
@@ -71,6 +73,7 @@ def check(rival: Rival, setup: Setup) -> None:
             f"{rival.name}: errors of its returns after {STEPS} steps were {_list(result.errors)} (median, 90 % "
             f"quantile), should be at most {_list(result.allowed)}; no speed is given for a wrong result"
         )
+    return result
 
 
 def _check_distribution(rival: Rival, setup: Setup) -> None:

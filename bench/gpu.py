@@ -1,21 +1,21 @@
 """The GPU's table: ``python -m bench.gpu`` checks every way to dream on this device, then times those that passed.
 
-Writes gpu.json and gpu.md: the device's measured ceilings, parity with float64, dream steps per second at several
-population sizes as fractions of the ceilings, the mixture's kernels in bytes per second, memory a rollout. A rival
-whose result is wrong gets no speed.
+Writes gpu.json and gpu.md, anew after every row, so that what was measured survives whatever comes later: the device's
+measured ceilings, the mixture's kernels in bytes per second, memory of a million rollouts, parity with float64, dream
+steps per second at several population sizes as fractions of the ceilings. A rival whose result is wrong gets no speed;
+one that fails, or for which no time is left, gets a row that says so.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
+import gc
 import json
-import platform
+import os
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,12 @@ from torch import Tensor
 
 from wm_engine import kernels
 from wm_engine.dream.triton_backend import TritonBackend, missing
-from wm_engine.ops import mdn
+from wm_engine.ops import mdn, registered
 from wm_engine.ops.mdn import HeadLayout
-from wm_engine.rng import key_words
+from wm_engine.runs import write_json, write_text
 
-from .check import WrongResultError, check
+from .check import WrongResultError, check, check_values
+from .provenance import provenance
 from .rivals import Rival, rivals
 from .workload import Setup, Workload, prepare
 
@@ -38,19 +39,58 @@ EPISODES = 16
 _REPEATS = 5
 _FORMS = ("persistent", "steps")
 _STANDARD_ERRORS = 3.0
+# Candidates that are held to float64 on the CPU; the mean return is compared over 16 times as many.
+_CHECKED = 64
+_YARDSTICK = "torch fp32"
+_NO_TIME = "no time was left"
+
+
+def synchronize() -> None:
+    """Wait for the device."""
+    torch.cuda.synchronize()
 
 
 def quantiles(run: Callable[[], Any], repeats: int = _REPEATS) -> dict[str, float]:
-    """p20, p50, p80 of the seconds that ``run`` takes on the device, after one run that warms up."""
+    """p20, p50, p80 of the seconds that ``run`` takes by the clock, after one run that warms up."""
     times = []
     for _ in range(repeats + 1):
-        torch.cuda.synchronize()
+        synchronize()
         start = time.perf_counter()
         run()
-        torch.cuda.synchronize()
+        synchronize()
         times.append(time.perf_counter() - start)
-    cuts = statistics.quantiles(times[1:], n=10, method="inclusive")
+    return _cuts(times[1:])
+
+
+def device_quantiles(run: Callable[[], Any], repeats: int = _REPEATS, at_once: int = 20) -> dict[str, float]:
+    """As :func:`quantiles` on the device's own clock, of ``at_once`` runs in a row, which hide their launches."""
+    run()
+    times = []
+    for _ in range(repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(at_once):
+            run()
+        end.record()
+        end.synchronize()
+        times.append(1e-3 * start.elapsed_time(end) / at_once)
+    return _cuts(times)
+
+
+def _cuts(times: list[float]) -> dict[str, float]:
+    cuts = statistics.quantiles(times, n=10, method="inclusive")
     return {"p20": cuts[1], "p50": cuts[4], "p80": cuts[7]}
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
+    """The most of torch's device memory that a run takes beyond what was taken before."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def ceilings() -> dict[str, float]:
@@ -59,8 +99,8 @@ def ceilings() -> dict[str, float]:
     source = torch.empty(1 << 30, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     return {
-        "bf16_macs_per_second": 8192**3 / quantiles(lambda: a @ b)["p50"],
-        "copy_bytes_per_second": 2 * source.numel() / quantiles(lambda: target.copy_(source))["p50"],
+        "bf16_macs_per_second": 8192**3 / device_quantiles(lambda: a @ b)["p50"],
+        "copy_bytes_per_second": 2 * source.numel() / device_quantiles(lambda: target.copy_(source))["p50"],
     }
 
 
@@ -79,109 +119,127 @@ def forms(precision: str) -> list[Rival]:
 
 
 def contestants() -> tuple[list[Rival], dict[str, str]]:
-    """Everything that can dream on the device but the one-rollout loop, and why the others cannot."""
+    """Everything that can dream on the device but the one-rollout loop, and why the others cannot.
+
+    Our forms come first, then the peers, and of each bf16 first: what matters most is measured while there is time.
+    """
     here, reasons = rivals(DEVICE)
     here = [rival for rival in here if rival.sample is None]
     if missing() is None:
-        here += [rival for precision in ("fp32", "bf16") for rival in forms(precision)]
-    return here, reasons
+        here = [rival for precision in ("bf16", "fp32") for rival in forms(precision)] + here
+    order = {"engine": 1, "peer": 0}
+    ours = [rival for rival in here if rival.name.startswith("triton ")]
+    others = [rival for rival in here if rival not in ours]
+    return ours + sorted(others, key=lambda rival: (order[rival.kind], rival.precision != "bf16")), reasons
 
 
-def parity(setup: Setup, rival: Rival) -> dict[str, Any]:
-    """Short dreams against float64, twice to the bit, and the mean return against torch's in float32."""
-    verdict: dict[str, Any] = {"rival": rival.name}
+def parity(setup: Setup, rival: Rival, yardstick: Tensor) -> dict[str, Any]:
+    """Short dreams against float64, whole ones twice to the bit, and the mean return against ``yardstick`` [P, E]."""
     try:
-        comparison = check(rival, setup)
+        comparison = check(rival, setup.resized(candidates=min(_CHECKED, setup.workload.candidates)))
     except WrongResultError as error:
-        return verdict | {"passed": False, "reason": str(error)}
+        return {"passed": False, "reason": str(error)}
     run = rival.build(setup)
     once, again = run(), run()
-    yardstick = next(r for r in rivals(DEVICE)[0] if r.name == "torch fp32").build(setup)()
     error = (once.var() / once.numel() + yardstick.var() / yardstick.numel()).sqrt()
     distance = float((once.mean() - yardstick.mean()).abs() / error)
     twice = torch.equal(once, again)
     passed = distance <= _STANDARD_ERRORS and (twice or rival.kind == "peer")
     reason = "" if passed else f"mean return {distance:.1f} standard errors off, equal to the bit twice: {twice}"
-    return verdict | {
+    return {
         "passed": passed,
         "reason": reason,
-        "errors": comparison.errors,
-        "allowed": comparison.allowed,
+        "errors": None if comparison is None else comparison.errors,
+        "allowed": None if comparison is None else comparison.allowed,
         "equal_twice": twice,
         "standard_errors": distance,
     }
 
 
 def speed(setup: Setup, rival: Rival, limits: dict[str, float]) -> dict[str, Any]:
-    """Dream steps per second, the share of the matrix ceiling that they use, and memory a rollout."""
+    """Dream steps per second, the share of the matrix ceiling that they use, and torch's device memory a rollout."""
     work = setup.workload
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    run = rival.build(setup)
-    seconds = quantiles(run)
+    # Beyond a number of shapes torch.compile would quietly run as plain torch.
+    torch.compiler.reset()
+    seconds: dict[str, float] = {}
+    taken = peak_bytes(lambda: seconds.update(quantiles(rival.build(setup))))
     steps = work.rollouts * work.steps
     macs = steps * sum(work.macs_per_step().values())
     return {
-        "rival": rival.name, "rollouts": work.rollouts, "hidden": work.hidden, "mixture": work.mixture,
         "steps": work.steps, "seconds": seconds, "steps_per_second": steps / seconds["p50"],
         "of_matrix_ceiling": macs / seconds["p50"] / limits["bf16_macs_per_second"],
-        "bytes_per_rollout": torch.cuda.max_memory_allocated() / work.rollouts,
+        "bytes_per_rollout": taken / work.rollouts,
     }  # fmt: skip
 
 
-def mixture_speeds(limits: dict[str, float], batch: int = 1 << 19) -> list[dict[str, Any]]:
-    """The mixture's kernels beside torch: bytes that must move a second, as a share of the copy's."""
-    from wm_engine.kernels import mdn as fused
+def million() -> dict[str, Any]:
+    """Device memory that 2^20 rollouts take in bf16 at the paper's size, over a few steps."""
+    setup = prepare(Workload((1 << 20) // EPISODES, EPISODES, 4))
+    backend = TritonBackend(setup.m, setup.spec, torch.device(DEVICE), "bf16", "persistent")
+    params = setup.params.to(DEVICE)
+    return {"gigabytes": 1e-9 * peak_bytes(lambda: backend.rollout(params, setup.starts, setup.plan))}
 
-    rows = []
+
+def mixture_speeds(limits: dict[str, float], batch: int = 1 << 19) -> Iterator[dict[str, Any]]:
+    """The mixture's operators beside torch: bytes that must move a second, as a share of the copy's.
+
+    Heads are views, as the model makes them. Of a shared mixture's means and log standard deviations a draw needs the
+    chosen component's alone; of per_dim's, whose components lie side by side, every sector of memory.
+    """
     for mixture in mdn.MIXTURES:
         layout = HeadLayout(32, 5, mixture)
-        head = layout.split(torch.randn(batch, layout.size, device=DEVICE))
-        parts = [part.contiguous() for part in (head.logits, head.means, head.log_stds)]
-        target, grad = torch.randn(batch, 32, device=DEVICE), torch.ones(batch, device=DEVICE)
+        head = 0.5 * torch.randn(batch, layout.size, device=DEVICE)
+        views = layout.split(head)
+        parts, target = [views.logits, views.means, views.log_stds], torch.randn(batch, 32, device=DEVICE)
         counters = torch.zeros(batch, 3, dtype=torch.int64, device=DEVICE)
-        read = sum(part.numel() for part in parts) * 4
-        leaves = [value.clone().requires_grad_() for value in (*parts, target)]
+        counters[:, 1] = torch.arange(batch, device=DEVICE)
+        read, needed = 4 * sum(part[0].numel() for part in parts), 4 * 32
+        drawn = 4 * 5 + 2 * needed if mixture == "shared" else read
         normals, uniforms = torch.randn_like(target), torch.rand(batch, layout.choices, device=DEVICE)
 
-        def loss(leaves: list[Tensor] = leaves) -> None:
-            mdn.mdn_nll(*leaves).sum().backward()
+        def gradients(loss: Callable[..., Tensor], parts: list[Tensor], target: Tensor) -> list[Tensor]:
+            leaves = [part.detach().requires_grad_() for part in (*parts, target)]
+            value = loss(*leaves)
+            return [value.detach(), *torch.autograd.grad(value.sum(), leaves)]
 
-        def both(parts: list[Tensor] = parts, target: Tensor = target, grad: Tensor = grad) -> None:
-            fused.nll(*parts, target)
-            fused.nll_backward(grad, *parts, target)
+        def losses(loss: Callable[..., Tensor], parts: Any = parts, target: Tensor = target) -> Callable[[], Any]:
+            return lambda: gradients(loss, parts, target)
 
+        few = [part[:4096] for part in (*parts, target)]
+        exact = gradients(mdn.mdn_nll, [part.double() for part in few[:3]], few[3].double())
+        check_values(
+            f"nll {mixture}",
+            gradients(registered.mdn_nll, few[:3], few[3]),
+            exact,
+            gradients(mdn.mdn_nll, few[:3], few[3]),
+        )
         cases = {
-            "nll forward and backward": (both, loss, 3 * (read + 4 * target.numel()) + 8 * batch),
-            "sample": (
-                lambda parts=parts, counters=counters: fused.sample(*parts, counters, key_words(1), 1.0),
-                lambda parts=parts, u=uniforms, n=normals: mdn.mdn_sample(*parts, u, n, 1.0),
-                read + 4 * target.numel() + 24 * batch,
+            "nll forward and backward": (
+                losses(registered.mdn_nll), losses(mdn.mdn_nll), 3 * (read + needed) + 2 * 4,
             ),
-        }
+            "sample": (
+                lambda parts=parts, counters=counters: registered.mdn_sample(*parts, counters, 1, 1.0),
+                lambda parts=parts, u=uniforms, n=normals: mdn.mdn_sample(*parts, u, n, 1.0),
+                drawn + needed + 3 * 8,
+            ),
+        }  # fmt: skip
         for name, (ours, theirs, moved) in cases.items():
-            fast, slow = quantiles(ours), quantiles(theirs)
-            row = {
+            fast, slow = device_quantiles(ours), device_quantiles(theirs, at_once=2)
+            yield {
                 "op": name, "mixture": mixture, "batch": batch, "seconds": fast, "torch_seconds": slow,
-                "of_copy": moved / fast["p50"] / limits["copy_bytes_per_second"],
+                "of_copy": batch * moved / fast["p50"] / limits["copy_bytes_per_second"],
                 "times_torch": slow["p50"] / fast["p50"],
             }  # fmt: skip
-            rows.append(row)
-    return rows
 
 
-def provenance() -> dict[str, str]:
+def origin() -> dict[str, Any]:
     """Device, versions, commit, date."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
     properties = torch.cuda.get_device_properties(0)
-    found = {
-        "device": f"{properties.name}, {properties.multi_processor_count} multiprocessors, "
-        f"{properties.total_memory / 2**30:.0f} GiB",
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": git.stdout.strip() or "unknown",
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
+    device = (
+        f"{properties.name}, {properties.multi_processor_count} multiprocessors, "
+        f"{properties.total_memory / 2**30:.0f} GiB"
+    )
+    found = provenance(DEVICE, None) | {"device": device, "triton": None}
     if kernels.missing() is None:
         import triton
 
@@ -190,16 +248,27 @@ def provenance() -> dict[str, str]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The result as Markdown tables."""
+    """The result, or what there is of it, as Markdown tables."""
+    named = (f"{name} {value}" for name, value in result["provenance"].items() if value is not None)
+    lines = [", ".join(named), ""]
     limits = result["ceilings"]
-    lines = [", ".join(f"{name} {value}" for name, value in result["provenance"].items()), ""]
     lines.append(
         f"Ceilings measured in this run: {2e-12 * limits['bf16_macs_per_second']:.0f} TFLOP/s in bf16, "
         f"{1e-12 * limits['copy_bytes_per_second']:.2f} TB/s copied."
     )
-    lines += ["", "| rival | right | why not |", "| --- | --- | --- |"]
-    lines += [f"| {row['rival']} | {'yes' if row['passed'] else 'no'} | {row['reason']} |" for row in result["parity"]]
-    lines += [f"| {name} | - | {reason} |" for name, reason in result["absent"].items()]
+    if "gigabytes" in result["million"]:
+        lines += ["", f"2^20 rollouts in bf16 take {result['million']['gigabytes']:.1f} GB of the device."]
+    lines += ["", "| op | mixture | of the copy's bandwidth | times torch |", "| --- | --- | --- | --- |"]
+    for row in result["mixture"]:
+        if "error" in row:
+            lines.append(f"| {row['op']} | {row['mixture']} | {row['error']} | |")
+        else:
+            lines.append(f"| {row['op']} | {row['mixture']} | {row['of_copy']:.0%} | {row['times_torch']:.1f} |")
+    lines += ["", "| rival | H | mixture | right | why not |", "| --- | --- | --- | --- | --- |"]
+    for row in result["parity"]:
+        right = {True: "yes", False: "no", None: "-"}[row["passed"]]
+        lines.append(f"| {row['rival']} | {row['hidden']} | {row['mixture']} | {right} | {row['reason']} |")
+    lines += [f"| {name} | | | - | {reason} |" for name, reason in result["absent"].items()]
     lines += ["", "| H | mixture | rollouts | rival | M steps/s | of the matrix ceiling | bytes a rollout |"]
     lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
     for row in result["speeds"]:
@@ -209,37 +278,67 @@ def markdown(result: dict[str, Any]) -> str:
             continue
         share, size = row["of_matrix_ceiling"], row["bytes_per_rollout"]
         lines.append(f"{start}{1e-6 * row['steps_per_second']:.1f} | {share:.1%} | {size:.0f} |")
-    lines += ["", "| op | mixture | of the copy's bandwidth | times torch |", "| --- | --- | --- | --- |"]
-    for row in result["mixture"]:
-        lines.append(f"| {row['op']} | {row['mixture']} | {row['of_copy']:.0%} | {row['times_torch']:.1f} |")
     return "\n".join(lines) + "\n"
 
 
-def measure(hidden: list[int], rollouts: list[int], mixtures: list[str], steps: int) -> dict[str, Any]:
-    """Everything; see the module."""
-    result: dict[str, Any] = {"provenance": provenance(), "ceilings": ceilings(), "parity": [], "speeds": []}
+def measure(
+    hidden: list[int],
+    rollouts: list[int],
+    mixtures: list[str],
+    steps: int,
+    keep: Callable[[dict[str, Any]], None],
+    left: Callable[[], float],
+) -> dict[str, Any]:
+    """Everything; see the module.
+
+    keep : is given the result after every row
+    left : seconds; what begins when there are none left is named instead of measured
+    """
+    result: dict[str, Any] = {"provenance": origin(), "ceilings": ceilings(), "million": {}, "mixture": []}
+    result |= {"parity": [], "speeds": []}
     here, result["absent"] = contestants()
+
+    def add(row: dict[str, Any], to: str) -> None:
+        result[to].append(row)
+        print(json.dumps({"of": to} | row), flush=True)
+        keep(result)
+
+    def tried(measured: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+        # Whatever a peer or a driver raises: the others are still to be measured.
+        if left() <= 0.0:
+            return {"error": _NO_TIME}
+        try:
+            return measured(*arguments)
+        except Exception as error:
+            kind = "out of memory" if isinstance(error, torch.OutOfMemoryError) else type(error).__name__
+            return {"error": f"{kind}: {str(error).partition(chr(10))[0]}"}
+
+    if missing() is None:
+        result["million"] = tried(million)
+        speeds = mixture_speeds(result["ceilings"])
+        while row := tried(next, speeds, {}):
+            add({"op": "all", "mixture": "all"} | row, "mixture")
+            if "error" in row:
+                break
     for mixture in mixtures:
         for size in hidden:
-            sample = prepare(Workload(1 << 10, EPISODES, steps, hidden=size, mixture=mixture, early_end=0.5))
-            passed = []
+            where = {"hidden": size, "mixture": mixture}
+            sample = prepare(Workload(1 << 10, EPISODES, steps, **where, early_end=0.5))  # type: ignore[arg-type]
+            yardstick = next(rival for rival in here if rival.name == _YARDSTICK).build(sample)()
+            right = []
             for rival in here:
-                verdict = parity(sample, rival) | {"hidden": size, "mixture": mixture}
-                result["parity"].append(verdict)
-                print(f"{mixture} H={size} {rival.name}: {verdict['reason'] or 'right'}", flush=True)
+                verdict = tried(parity, sample, rival, yardstick)
+                if "error" in verdict:
+                    passed_over = verdict["error"] == _NO_TIME
+                    verdict = {"passed": None if passed_over else False, "reason": verdict["error"]}
+                add({"rival": rival.name, "kind": rival.kind} | verdict | where, "parity")
                 if verdict["passed"]:
-                    passed.append(rival)
+                    right.append(rival)
             for count in rollouts:
-                setup = prepare(Workload(count // EPISODES, EPISODES, steps, hidden=size, mixture=mixture))
-                for rival in passed:
-                    where = {"rival": rival.name, "rollouts": count, "hidden": size, "mixture": mixture}
-                    try:
-                        row = speed(setup, rival, result["ceilings"])
-                    except torch.OutOfMemoryError as error:
-                        row = where | {"error": f"out of memory: {str(error).splitlines()[0]}"}
-                    result["speeds"].append(row)
-                    print(json.dumps(row), flush=True)
-    result["mixture"] = mixture_speeds(result["ceilings"]) if kernels.missing() is None else []
+                setup = prepare(Workload(count // EPISODES, EPISODES, steps, **where))  # type: ignore[arg-type]
+                for rival in right:
+                    row = tried(speed, setup, rival, result["ceilings"])
+                    add({"rival": rival.name, "rollouts": count} | where | row, "speeds")
     return result
 
 
@@ -251,6 +350,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rollouts", type=int, nargs="+", default=list(ROLLOUTS))
     parser.add_argument("--mixtures", nargs="+", choices=mdn.MIXTURES, default=list(mdn.MIXTURES))
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing new after this time")
     chosen = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("python -m bench.gpu measures a GPU, and torch finds none here", file=sys.stderr)
@@ -258,13 +358,21 @@ def main(arguments: list[str] | None = None) -> int:
     if kernels.interpreted():
         print("TRITON_INTERPRET is set, under which no kernel runs on the GPU: unset it", file=sys.stderr)
         return 2
-    result = measure(chosen.hidden, chosen.rollouts, chosen.mixtures, chosen.steps)
+    # JAX would take three quarters of the device's memory for itself.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     chosen.out.mkdir(parents=True, exist_ok=True)
-    (chosen.out / "gpu.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    (chosen.out / "gpu.md").write_text(markdown(result), encoding="utf-8")
+    end = time.monotonic() + 60.0 * chosen.minutes
+
+    def keep(result: dict[str, Any]) -> None:
+        write_json(chosen.out / "gpu.json", result)
+        write_text(chosen.out / "gpu.md", markdown(result))
+
+    result = measure(
+        chosen.hidden, chosen.rollouts, chosen.mixtures, chosen.steps, keep, lambda: end - time.monotonic()
+    )
+    keep(result)
     print(markdown(result))
-    wrong = [row for row in result["parity"] if not row["passed"] and row["rival"].startswith(("triton", "torch"))]
-    return int(bool(wrong))
+    return int(any(row["passed"] is False and row["kind"] == "engine" for row in result["parity"]))
 
 
 if __name__ == "__main__":

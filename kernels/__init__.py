@@ -8,7 +8,11 @@ from __future__ import annotations
 import importlib.util
 import os
 
+import torch
+
 OLDEST_TRITON = (3, 2)
+OLDEST_TRITON_FOR_SM_100 = (3, 3)
+"""Triton 3.2 ends the process where it is to multiply matrices on an NVIDIA GPU of compute capability 10 or more."""
 MOST = {"hidden": 1024, "latent + action": 128, "mixtures": 64, "action": 64, "hidden_units": 128}
 """The largest sizes of M and C that the dream's kernels take."""
 
@@ -17,11 +21,31 @@ def missing() -> str | None:
     """Why the kernels cannot be used in this Python environment, or None where they can."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed: on Linux, `pip install 'wm-engine[triton]'`"
+    reason = too_old_for("cuda", 0)
+    if reason is None and torch.version.hip is None:
+        for device in range(torch.cuda.device_count()):
+            major, minor = torch.cuda.get_device_capability(device)
+            reason = reason or too_old_for("cuda", 10 * major + minor)
+    return reason
+
+
+def triton_version() -> tuple[int, ...]:
+    """Triton's version as far as the minor one. ImportError where it is not installed."""
     import triton
 
-    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST_TRITON:
-        return f"Triton {triton.__version__} is too old: it must be {'.'.join(map(str, OLDEST_TRITON))} or newer"
-    return None
+    return tuple(int(part) for part in triton.__version__.split(".")[:2])
+
+
+def too_old_for(backend: str, arch: int | str) -> str | None:
+    """Why this Triton cannot compile for a target, named as Triton does, or None where it can."""
+    sm_100 = backend == "cuda" and int(arch) >= 100
+    oldest = OLDEST_TRITON_FOR_SM_100 if sm_100 else OLDEST_TRITON
+    if triton_version() >= oldest:
+        return None
+    import triton
+
+    target = f" for sm_{arch}" if sm_100 else ""
+    return f"Triton {triton.__version__} is too old{target}: it must be {'.'.join(map(str, oldest))} or newer"
 
 
 def interpreted() -> bool:

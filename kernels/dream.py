@@ -91,7 +91,7 @@ def act(
         y = layer(y, z, h, c, local, weights, 0, units, HP, XP, FEATURES, UP, SPAN)
         a = add_products(a, tanh(y), last_weights + index * (actions * UP) + unit, UP, latent, actions, XP)
     is_action = (column >= latent) & (column < latent + actions)
-    sound = tl.min((finite(a) | ~is_action).to(tl.int32), axis=1)
+    sound = tl.min(tl.where(is_action, finite(a).to(tl.int32), 1), axis=1)
     if ARGMAX:
         largest = tl.max(tl.where(is_action, a, float("-inf")), axis=1)[:, None]
         chosen = tl.min(tl.where(is_action & (a == largest), column, XP), axis=1)[:, None]
@@ -189,7 +189,8 @@ def sample_per_dim(
         else:
             wanted -= tl.exp((logits - largest) / temperature)
             hit = wanted <= 0.0
-        take = (hit | (k == mixtures - 1)) & (wanted != float("inf"))
+        # A hit, or the last component.
+        take = (tl.where(hit, mixtures, k) >= mixtures - 1) & (wanted != float("inf"))
         wanted = tl.where(take, float("inf"), wanted)
         mean, log_std = tl.where(take, k_mean, mean), tl.where(take, k_log_std, log_std)
     return mean, log_std
@@ -251,7 +252,7 @@ def imagine(
             z = mean + tl.exp(log_std) * tl.sqrt(temperature) * noise
         dim = group * DIMS + tl.arange(0, DIMS)[None, :]
         there = dim < latent
-        sound = sound & tl.min((finite(z) | ~there).to(tl.int32), axis=1)
+        sound = sound & tl.min(tl.where(there, finite(z).to(tl.int32), 1), axis=1)
         tl.store(z_out + (local[:, None] * XP + dim), z, mask=there)
         if RECORD:
             tl.store(record_z + dim, z, mask=there & (alive != 0)[:, None])
@@ -266,7 +267,7 @@ def settle(total, length, alive, failed, gain, ended, sound):
     living = alive != 0
     total = tl.where(living, total + gain, total)
     length += alive
-    failed = tl.where(living & ((sound == 0) | ~finite(total)), 1, failed)
+    failed = tl.where(living & ((sound & finite(total).to(tl.int32)) == 0), 1, failed)
     alive = tl.where(ended | (failed != 0), 0, alive)
     return total, length, alive, failed
 
@@ -320,11 +321,10 @@ def rollout_kernel(
     failed = tl.zeros((ROWS,), dtype=tl.int32)
     alive = (base + tl.arange(0, ROWS) < rows).to(tl.int32)
     step = 0
-    going = tl.max(alive, axis=0)
-    while going > 0:
+    while tl.where(step < max_steps, tl.max(alive, axis=0), 0) > 0:
         # Zero, which the compilers cannot know: addresses made with it are made anew in each step, where they would
         # otherwise be kept in registers, hundreds of them, through all steps.
-        zero = going >> 1
+        zero = tl.max(alive, axis=0) >> 1
         local = tl.arange(0, ROWS) + zero
         row = (base + local).to(tl.int32)
         index, episode, candidate = place(row, rows, episodes, first_candidate, COMMON)
@@ -370,7 +370,6 @@ def rollout_kernel(
         total, length, alive, failed = settle(total, length, alive, failed, gain, ended, sound & acted)
         tl.debug_barrier()
         step += 1
-        going = tl.where(step < max_steps, tl.max(alive, axis=0), 0)
     row = base + tl.arange(0, ROWS)
     there = row < rows
     tl.store(returns + row, tl.where(failed != 0, float("nan"), total), mask=there)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from . import MOST, dream
+from . import MOST, dream, interpreted
 from .lstm import pack_gates, padded
 
 
@@ -39,20 +39,35 @@ class Settings:
 def default_settings(backend: str, arch: int | str, hidden: int, dtype: torch.dtype) -> Settings:
     """For a target of Triton: backend "cuda" | "hip", arch 80, 90, ... or "gfx942"; any other backend interprets.
 
-    The largest tile whose kernels spill no registers (``python -m wm_engine.kernels.aot``; TUNING.md has the trials)
-    and whose chunk of weights fits in shared memory beside the tile of h; on sm_90 and sm_100 matrix instructions take
-    64 rows. sm_100 keeps the addresses of operands in registers, a pair for 16 columns of depth, hence its smaller
-    blocks of the head. Not tuned on any device.
+    At the paper's size in 16 bits, the largest tile whose kernels spill no registers (TUNING.md has the trials) and
+    whose chunk of weights fits in shared memory beside the tile of h; on sm_90 and sm_100 matrix instructions take 64
+    rows. sm_100 keeps the addresses of operands in registers, a pair for 16 columns of depth, hence its smaller blocks
+    of the head. A larger H or float32 takes smaller chunks, that fit: ``python -m wm_engine.kernels.aot`` holds all of
+    this. Not tuned on any device.
     """
+    size = padded(hidden)
+    by_parts = Settings(dims=16, depth=64, num_warps=8, num_stages=1, dot="tf32x3")
     if backend == "cuda":
-        rows = 64 if int(arch) >= 90 else 32
-        # Twice the bytes of a bfloat16 tile and weights: half the rows.
-        rows = rows // 2 if dtype == torch.float32 else rows
+        if dtype == torch.float32:
+            if size <= 256:
+                return replace(by_parts, rows=16, units=8)
+            # Three tf32 products keep two parts of every operand, which do not fit here.
+            return replace(by_parts, rows=16, units=4, num_warps=4, dot="ieee")
         if int(arch) >= 100:
-            return Settings(rows=rows, dims=16, depth=64, num_warps=8, num_stages=1, dot="tf32x3")
-        return Settings(rows=rows, num_warps=8, dot="tf32x3")
+            # Beyond 512 columns the tile of h does not fit in tensor memory, which fewer than 64 rows do not go to.
+            return replace(by_parts, rows=64 if size <= 512 else 32, units=16 if size <= 256 else 8)
+        rows = 64 if int(arch) >= 90 else 32
+        if size <= 256:
+            return Settings(rows=rows, num_warps=8, dot="tf32x3")
+        if size <= 512 and int(arch) >= 90:
+            return Settings(rows=rows, dims=16, depth=128, num_warps=8, dot="tf32x3")
+        return replace(by_parts, rows=rows, units=8)
     if backend == "hip":
-        return Settings(rows=16, num_stages=1)
+        if size <= 256 and dtype != torch.float32:
+            return Settings(rows=16, num_stages=1)
+        return Settings(
+            rows=16, units=16 if size <= 512 and dtype != torch.float32 else 4, dims=16, depth=64, num_stages=1
+        )
     return Settings(rows=128, dot="sums")
 
 
@@ -242,6 +257,9 @@ FP_FUSION = True
 
 def launch(kernel: Any, grid: tuple[int, ...], values: dict[str, Any], settings: Settings) -> None:
     """Launch ``kernel`` with those of ``values`` that it takes."""
+    if interpreted():
+        # The bound of loops, which interpreters up to Triton 3.6 cannot take from an argument with NumPy 2.4 or newer.
+        values = values | {"mixtures": triton.language.constexpr(values["mixtures"])}
     kernel[grid](
         **{name: values[name] for name in kernel.arg_names},
         num_warps=settings.num_warps,
@@ -370,6 +388,9 @@ class Stepper:
         for book, value in zip(self._books, books, strict=True):
             book.copy_(value)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # torch's own stream for captures is of the device that captured first, and its captures forbid other threads,
+        # which dream on other devices, to allocate.
+        stream = torch.cuda.Stream(self._model.device)
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             steps()
         return graph

@@ -111,9 +111,13 @@ def lstm_step_kernel(
     tl.store(c_out + place, c, mask=mask)
 
 
-def tile_for(backend: str, arch: int | str) -> tuple[int, int]:
-    """Rows and warps of a program for a target of Triton: sm_80 spills larger tiles, newer ones multiply 64 rows."""
-    return (64, 8) if backend == "hip" or (backend == "cuda" and int(arch) >= 90) else (16, 4)
+def tile_for(backend: str, arch: int | str, hp: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Rows and warps of a program for a target of Triton, HP and the products' dtype.
+
+    Newer GPUs multiply 64 rows; sm_80, a larger HP and float32 would spill them, or fill shared memory.
+    """
+    newer = backend == "hip" or (backend == "cuda" and int(arch) >= 90)
+    return (64, 8) if newer and hp <= 512 and dtype != torch.float32 else (16, 4)
 
 
 def lstm_step(
@@ -131,7 +135,8 @@ def lstm_step(
     ----------
     inputs : [B, X]
     h, c : [B, H], hidden and cell state; c in float32
-    packed : of :func:`pack_gates`; products are made in its weights' dtype
+    packed : of :func:`pack_gates`; products are made in its weights' dtype, and their largest H are those whose chunk
+        of weights fits in the GPU's shared memory: Triton raises OutOfResources for others, which want fewer units
     out : (h', c') [B, H] to write to, of h's and c's dtype; new ones where None
     dot : how products are made, see :func:`wm_engine.kernels.maths.product`
 
@@ -147,7 +152,7 @@ def lstm_step(
         raise ValueError(f"packed weights, inputs {list(inputs.shape)}, h {list(h.shape)} and a float32 c must agree")
     h_out, c_out = (torch.empty_like(h), torch.empty_like(c)) if out is None else out
     with torch.cuda.device_of(inputs):
-        rows, num_warps = (16, 4) if interpreted() else tile_for(*_current_target())
+        rows, num_warps = (16, 4) if interpreted() else tile_for(*_current_target(), hp, weights.dtype)
         grid = (triton.cdiv(batch, rows), weights.shape[0])
         lstm_step_kernel[grid](
             inputs, h, c, weights, biases, h_out, c_out, batch, size, hidden,

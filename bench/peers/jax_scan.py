@@ -60,12 +60,13 @@ def prepare(setup: Setup, device: str, precision: str) -> Callable[[], Tensor]:
     first = array(setup.starts.z[torch.arange(work.episodes) % len(setup.starts)].expand(*shape, -1).contiguous())
 
     def product(x: Any, matrix: Any) -> Any:
-        return jnp.dot(x.astype(low), matrix, preferred_element_type=jnp.float32)
+        # "highest": on GPUs float32 would be rounded to tf32 first.
+        return jnp.dot(x.astype(low), matrix, precision="highest", preferred_element_type=jnp.float32)
 
     def step(state: Any, draw: Any) -> Any:
         z, h, c, alive, returns = state
         normals, uniforms, ends = draw
-        raw = jnp.einsum("pef,paf->pea", jnp.concatenate([z, h], -1), weight) + bias
+        raw = jnp.einsum("pef,paf->pea", jnp.concatenate([z, h], -1), weight, precision="highest") + bias
         action = jnp.concatenate([jnp.tanh(raw[..., :1]), jax.nn.sigmoid(raw[..., 1:])], -1)
         gates = product(jnp.concatenate([z, action], -1), weight_ih) + product(h, weight_hh) + gate_bias
         i, f, g, o = jnp.split(gates, 4, -1)

@@ -88,6 +88,16 @@ def test_a_missing_or_old_triton_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         DreamEngine(world.m, world.spec, backend="triton")
 
 
+def test_a_gpu_that_this_triton_cannot_compile_for_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: ((9, 0), (10, 0))[device])
+    monkeypatch.setattr("triton.__version__", "3.2.0")
+    assert kernels.missing() == "Triton 3.2.0 is too old for sm_100: it must be 3.3 or newer"
+    monkeypatch.setattr("triton.__version__", "3.3.0+git1")
+    assert kernels.missing() is None
+
+
 def test_auto_falls_back_and_says_so_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     world = World()
     monkeypatch.setattr(engine, "_check_here", lambda device: None)
