@@ -59,7 +59,8 @@ def ratio_rows(entries: Sequence[Entry], threads: int) -> list[list[str]]:
 def peak_scaling(threads: int, rounds: int) -> dict[str, float]:
     """How many times one thread's instruction peak all threads together have, by precision.
 
-    What the machine grants a program that shares nothing: cores of one clock, no sibling threads, nobody else.
+    What the machine grants a program that shares nothing: cores of one clock, no sibling threads, nobody else. Empty on a
+    level whose peaks the core does not know.
     """
     peaks = {
         (precision, count): instruction_peak(precision, count)
@@ -67,6 +68,8 @@ def peak_scaling(threads: int, rounds: int) -> dict[str, float]:
         for count in (1, threads)
     }
     here = {key: peak for key, peak in peaks.items() if peak is not None}
+    if not here:
+        return {}
     timings = interleave({f"{precision} {count}": peak[0] for (precision, count), peak in here.items()}, rounds)
     return {
         precision: ratio(timings[f"{precision} {threads}"], flops, timings[f"{precision} 1"], here[precision, 1][1])
@@ -90,9 +93,11 @@ def run(rounds: int, work: dict[str, Any], out: Path) -> int:
         mine = [entry for entry in entries if entry.workload == workload]
         print("\n".join(["", workload_line(workload), *dream_table(mine)]), flush=True)
     print("\n" + "\n".join(aligned(ratio_rows(entries, threads))))
-    scaling = peak_scaling(threads, rounds)
-    print(f"\n{PEAK}, {threads} threads x 1: " + ", ".join(f"{name} {value:.2f}" for name, value in scaling.items()))
     out.mkdir(parents=True, exist_ok=True)
+    scaling = peak_scaling(threads, rounds)
+    if scaling:
+        factors = ", ".join(f"{name} {value:.2f}" for name, value in scaling.items())
+        print(f"\n{PEAK}, {threads} threads x 1: {factors}")
     rows = [entry.row() for entry in entries]
     write_json(out / "cpu.json", {"machine": origin, "rows": rows, "peak_scaling": scaling})
     print(f"\n{out / 'cpu.json'} has every row")

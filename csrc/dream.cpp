@@ -110,7 +110,7 @@ class Engine::Rows {
     if (form_.quantised) return std::nearbyint(x / scale_[static_cast<size_t>(row)]);
     return form_.rounded ? round_bf16(x) : x;
   }
-  // What the int8 dot products of a row are off by: their other operand is shifted by 128, to be without a sign.
+  // What corrects the int8 dot products of a row: their other operand is shifted by 128, to be without a sign.
   int32_t offset(int64_t row) const {
     int32_t sum = 0;
     for (int64_t k = 0; k < depth_; ++k) sum += static_cast<int32_t>(value(row, k));
@@ -200,7 +200,8 @@ Pairs Engine::pack_pairs(const float* weight, int64_t depth, const std::vector<i
 }
 
 // Values of pairs d K + k, [Z, K, 2], as vectors of dimensions: [latent_blocks][K][2][width].
-std::vector<float> Engine::by_dims(const std::vector<float>& values, int64_t mixtures) const {
+std::vector<float> Engine::by_dims(const std::vector<float>& values) const {
+  const int64_t mixtures = model_.mixtures;
   std::vector<float> vectors;
   for (int64_t block = 0; block < model_.latent_blocks; ++block)
     for (int64_t row = 0; row < 2 * mixtures; ++row)
@@ -229,16 +230,6 @@ Engine::Engine(const Weights& w, const std::string& features, const std::vector<
   m.rounded = precision != Precision::fp32 && m.input_element == Element::f32;
   m.unit_blocks = blocks_of(H, width);
   m.latent_blocks = blocks_of(Z, width);
-
-  if (w.per_dim) {
-    // A level computes where a dimension's component lies in float32.
-    const int64_t vectors = Z * K * 2 * (1 + blocks_of(H, width * together_of(m.hidden_element)));
-    if (vectors >= 1 << 23)
-      throw std::invalid_argument("the means and deviations of a per_dim mixture must be less than 2^23 vectors of " +
-                                  std::to_string(width) + " floats, but latent=" + std::to_string(Z) + ", mixtures=" +
-                                  std::to_string(K) + " and hidden=" + std::to_string(H) + " make " +
-                                  std::to_string(vectors));
-  }
 
   std::vector<int64_t> rows;
   std::vector<float> bias;
@@ -280,9 +271,8 @@ Engine::Engine(const Weights& w, const std::string& features, const std::vector<
       for (int64_t part : {1, 2}) rows.push_back(part * Z * K + pair);
     m.components = pack_pairs(w.head_weight, H, rows, biases(rows), hidden);
     if (m.quantised) {
-      const std::vector<float> scales = Rows(w.head_weight, H, rows, hidden).scale(), offsets = biases(rows);
-      m.component_scale = keep(by_dims(scales, K));
-      m.component_bias = keep(by_dims(offsets, K));
+      m.component_scale = keep(by_dims(Rows(w.head_weight, H, rows, hidden).scale()));
+      m.component_bias = keep(by_dims(biases(rows)));
     }
   } else {
     for (int64_t k = 0; k < K; ++k) {

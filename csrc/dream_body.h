@@ -1,6 +1,7 @@
 // A thread's tile of rollouts through all their steps: the body that every level compiles.
 //
-//   next lane -> controller -> gates and cell -> reward, end -> mixture -> draw -> (ended: next lane) -> ...
+//   next lane -> controller -> gates and cell -> reward, end -> random numbers -> choice of components
+//     -> their means and deviations -> draw -> (ended: next lane) -> ...
 //
 // The rows of the tile are rollouts at steps of their own. A row that ends takes the next lane, and when there is none
 // the last row moves into its place, so that the cost follows the steps lived. Nothing is allocated here.
@@ -24,9 +25,9 @@ using wm::Squash;
 
 constexpr int kPairRows = kWidth / 2;  // rows whose dot products with one pair of weight rows fill a vector
 
-// Dimensions whose chosen components are multiplied at a time. Group g of a latent block has its dimensions g, g + kGroups,
-// ..., so that the folds of the groups fold into the block in order. All components of a group should stay in the cache
-// nearest to the core, so small elements go more at a time.
+// Dimensions whose chosen components are multiplied at a time. Group g of a latent block has its dimensions g,
+// g + kGroups, ..., so that the folds of the groups fold into the block in order. All components of a group should stay
+// in the cache nearest to the core: int8 has room for more of them.
 template <class T>
 struct Grouping {
   static constexpr int kDims = sizeof(T) == 1 ? 8 : 4, kGroups = kWidth / kDims;
@@ -38,7 +39,8 @@ constexpr int kActOutputs = 4, kActRows = kWidth / kActOutputs;
 // What stays the same for a whole call.
 struct Layout {
   int64_t state_hidden;   // where h begins in a state row [z, a, ..., h]
-  int64_t state_row, cell_row, control_row, head_row, chosen_row, partial_row, unit_row;
+  int64_t state_row, cell_row, control_row, head_row, chosen_row, layer_row;  // floats
+  int64_t partial_row;    // vectors
   int64_t normal_blocks;  // Philox blocks of a step's normals: ceil(Z/4)
   int64_t blocks;         // Philox blocks of a step
   int64_t choice_at, done_at;  // where the blocks of the choice and of the end stand in a step's list
@@ -53,8 +55,8 @@ inline Layout layout_of(const Job& job) {
   l.control_row = round_up(2 * m.control.count, kWidth) + kWidth;
   l.head_row = m.latent_blocks * kWidth * (m.per_dim ? m.mixtures : 2);
   l.chosen_row = m.per_dim ? m.latent_blocks * kWidth : 0;
-  l.partial_row = m.per_dim ? m.latent_blocks * 2 * Grouping<float>::kGroups * kWidth : 0;
-  l.unit_row = round_up(job.controller.hidden_units > m.action ? job.controller.hidden_units : m.action, kWidth);
+  l.partial_row = m.per_dim ? m.latent_blocks * 2 * Grouping<float>::kGroups : 0;
+  l.layer_row = round_up(job.controller.hidden_units, kWidth);
   l.normal_blocks = (m.latent + 3) / 4;
   l.choice_at = l.normal_blocks;
   l.blocks = l.normal_blocks + (m.per_dim ? l.normal_blocks : 1);
@@ -63,6 +65,7 @@ inline Layout layout_of(const Job& job) {
   return l;
 }
 
+// Memory that begins as zeros (Buffer), some of which is never written: what pads rows to whole vectors.
 template <class Mode>
 struct Tile {
   typedef typename Mode::In In;
@@ -75,18 +78,16 @@ struct Tile {
   float* cell;      // [rows, cell_row]
   float* control;   // [rows, control_row]: reward, end, and for `shared` the logits
   float* head;      // [rows, head_row]: per_dim the logits, shared the chosen means and log deviations
-  float* chosen_dims;                   // [rows, chosen_row]: every dimension's component,
-  uint32_t* offset;                     // [rows, chosen_row]: where it lies, in vectors
-  float* first_vector;                  // [chosen_row]: where every dimension's first component lies
-  typename Dot<Hid>::Sum* partial;      // [rows, partial_row]: the chosen means and log deviations, before the last folds
-  float* units;     // [kActRows, unit_row]: a layer of the controller
+  uint32_t* chosen_dims;            // [rows, chosen_row]: per_dim every dimension's component
+  typename Dot<Hid>::Sum* partial;  // [rows, partial_row]: the chosen means and log deviations, before the last folds
+  float* layer;     // [kActRows, layer_row]: the controllers' hidden units
   float* actions;   // [A, action_row]: what the controller gives, before it is squashed
   float* logits;    // [control_row]
   // The blocks of a step of all rows, row after row: their numbers, whom they are for, and their uniforms.
   uint32_t *block, *block_step, *block_episode, *block_candidate;  // [block_room]
   float *u_first, *u_second;            // [2 block_room]: words 0 and 2 in turn, words 1 and 3
   int64_t *lane, *candidate, *episode;  // [rows]
-  int64_t *chosen, *order;              // [rows]
+  int64_t *chosen, *order;              // [rows]: shared the component, and the rows component by component
   int32_t* step;                        // [rows]
   double* total;                        // [rows]
   bool* bad;                            // [rows]: something became non-finite
@@ -105,11 +106,9 @@ struct Tile {
     cell = arena.take<float>(rows * l.cell_row);
     control = arena.take<float>(rows * l.control_row);
     head = arena.take<float>(rows * l.head_row);
-    chosen_dims = arena.take<float>(rows * l.chosen_row);
-    offset = arena.take<uint32_t>(rows * l.chosen_row);
-    first_vector = arena.take<float>(l.chosen_row);
-    partial = arena.take<typename Dot<Hid>::Sum>(rows * l.partial_row / kWidth);
-    units = arena.take<float>(kActRows * l.unit_row);
+    chosen_dims = arena.take<uint32_t>(rows * l.chosen_row);
+    partial = arena.take<typename Dot<Hid>::Sum>(rows * l.partial_row);
+    layer = arena.take<float>(kActRows * l.layer_row);
     action_row = round_up(rows, kWidth);
     actions = arena.take<float>(m.action * action_row);
     logits = arena.take<float>(l.control_row);
@@ -206,7 +205,7 @@ class Dream {
       : job_(job), model_(job.model), plan_(job.plan), layout_(layout_of(job)), tile_(arena, job, layout_, rows) {}
 
   void run(const Hooks& hooks, int64_t rows) {
-    prepare(rows);
+    prepare();
     int64_t live = 0;
     for (; live < rows; ++live) {
       const int64_t lane = hooks.next_lane(hooks.context);
@@ -269,23 +268,13 @@ class Dream {
   void lap(wm::Phase, int64_t) {}
 #endif
 
-  void prepare(int64_t rows) {
+  void prepare() {
     temperature_ = temperature_of(plan_.temperature);
     const int64_t n = layout_.blocks;
     for (int64_t i = 0; i < tile_.block_room; ++i) {
       const bool end = plan_.sample_done && i % n == layout_.done_at;
       tile_.block[i] = static_cast<uint32_t>(end ? 2 * layout_.normal_blocks : i % n);
-      tile_.block_step[i] = tile_.block_episode[i] = tile_.block_candidate[i] = 0;
     }
-    // What is folded without having been made: dimensions beyond Z, and what is beyond h in the last vector of a row.
-    __builtin_memset(tile_.partial, 0, static_cast<size_t>(rows * layout_.partial_row) * sizeof(float));
-    for (Hid* hid : tile_.hid) __builtin_memset(hid, 0, static_cast<size_t>(rows * tile_.hid_row) * sizeof(Hid));
-    // A dimension beyond Z has the first one's components, whose products nobody reads.
-    for (int64_t i = 0; i < layout_.chosen_row; ++i)
-      tile_.first_vector[i] =
-          i < model_.latent ? static_cast<float>(i * model_.mixtures * pair_vectors_of(model_.components)) : 0.0f;
-    for (int64_t i = 0; i < kActRows * layout_.unit_row; ++i) tile_.units[i] = 0.0f;
-    for (int64_t i = 0; i < model_.action * tile_.action_row; ++i) tile_.actions[i] = 0.0f;
     noisy_ = !temperature_.zero || plan_.sample_done;
   }
 
@@ -307,13 +296,13 @@ class Dream {
     for (int64_t i = 0; i < model_.latent; ++i) s[i] = plan_.z[start * model_.latent + i];
     for (int64_t i = 0; i < model_.hidden && plan_.h; ++i) h[i] = plan_.h[start * model_.hidden + i];
     for (int64_t i = 0; i < model_.hidden && plan_.c; ++i) c[i] = plan_.c[start * model_.hidden + i];
-    keep_hidden(0, row);
     tile_.lane[row] = lane;
     tile_.candidate[row] = candidate;
     tile_.episode[row] = episode;
     tile_.step[row] = 0;
     tile_.total[row] = 0.0;
     tile_.bad[row] = false;
+    keep_hidden(0, row);
   }
 
   void move(int64_t to, int64_t from) {
@@ -423,30 +412,34 @@ class Dream {
         if (c.use_h) add_products(sums, weights, hidden(0, row[r]), model_.hidden);
         if (c.use_c) add_products(sums, weights, tile_.cell + row[r] * layout_.cell_row, model_.hidden);
       };
-      const auto act_as = [&](int r, int64_t i, float x) WM_FLAT { tile_.actions[i * tile_.action_row + first + r] = x; };
+      const auto act_as = [&](int r, int64_t i, float x) WM_FLAT {
+        tile_.actions[i * tile_.action_row + first + r] = x;
+      };
       if (units == 0) {
         act_layer(w, actions, c.features, features, act_as);
         continue;
       }
-      const auto layer = [&](int r) WM_FLAT { return tile_.units + r * layout_.unit_row; };
+      const auto layer = [&](int r) WM_FLAT { return tile_.layer + r * layout_.layer_row; };
       act_layer(w, units, c.features, features, [&](int r, int64_t i, float x) WM_FLAT { layer(r)[i] = x; });
-      for (int64_t i = 0; i < kActRows * layout_.unit_row; i += kWidth)
-        store(tile_.units + i, hyperbolic_tangent(load(tile_.units + i)));
+      for (int64_t i = 0; i < kActRows * layout_.layer_row; i += kWidth)
+        store(tile_.layer + i, hyperbolic_tangent(load(tile_.layer + i)));
       for (int r = 0; r < kActRows; ++r) w[r] += units * (c.features + 1);
-      const auto below = [&](int r, auto& sums, auto& weights) WM_FLAT { add_products(sums, weights, layer(r), units); };
-      act_layer(w, actions, units, below, act_as);
+      const auto hidden_units = [&](int r, auto& sums, auto& weights) WM_FLAT {
+        add_products(sums, weights, layer(r), units);
+      };
+      act_layer(w, actions, units, hidden_units, act_as);
     }
     for (int64_t first = 0; first < live; first += kWidth) squash(first, live - first < kWidth ? live - first : kWidth);
-    if constexpr (Mode::kCopies)
-      for (int64_t row = 0; row < live; ++row) {
-        In* in = tile_.in + row * tile_.in_row;
-        const int64_t n = model_.latent + model_.action;
-        convert(state(0, row), in, n);
-        for (int64_t i = n; i < padded<In>(n); ++i) in[i] = 0;
-      }
+    for (int64_t row = 0; row < live; ++row) {
+      const float* action = tile_.actions + row;
+      float* a = state(0, row) + model_.latent;
+      for (int64_t i = 0; i < actions; ++i) a[i] = action[i * tile_.action_row];
+      if (c.argmax) one_hot(a, actions);
+      keep_input(row);
+    }
   }
 
-  // A vector of rows' actions to their states.
+  // A vector of rows' actions in place; a row with one that is not finite is marked.
   void squash(int64_t first, int64_t rows) {
     const wm::Controller& c = job_.controller;
     float finite[kWidth];
@@ -458,15 +451,24 @@ class Dream {
       if (!c.argmax) store(action, squashed(c.squash[i], x));
     }
     store(finite, check);
-    for (int64_t r = 0; r < rows; ++r) {
-      const float* action = tile_.actions + first + r;
-      float* a = state(0, first + r) + model_.latent;
+    for (int64_t r = 0; r < rows; ++r)
       if (finite[r] != 0.0f) tile_.bad[first + r] = true;
-      int64_t best = 0;
-      for (int64_t i = 1; i < model_.action && c.argmax; ++i)
-        if (action[i * tile_.action_row] > action[best * tile_.action_row]) best = i;
-      for (int64_t i = 0; i < model_.action; ++i)
-        a[i] = !c.argmax ? action[i * tile_.action_row] : i == best ? 1.0f : 0.0f;
+  }
+
+  static void one_hot(float* a, int64_t n) {
+    int64_t best = 0;
+    for (int64_t i = 1; i < n; ++i)
+      if (a[i] > a[best]) best = i;
+    for (int64_t i = 0; i < n; ++i) a[i] = i == best ? 1.0f : 0.0f;
+  }
+
+  // [z, a] as they are multiplied.
+  void keep_input(int64_t row) {
+    if constexpr (Mode::kCopies) {
+      In* in = tile_.in + row * tile_.in_row;
+      const int64_t n = model_.latent + model_.action;
+      convert(state(0, row), in, n);
+      for (int64_t i = n; i < padded<In>(n); ++i) in[i] = 0;
     }
   }
 
@@ -493,7 +495,11 @@ class Dream {
         lstm_block<Mode, R>(model_, block, x, h, size, c, next);
       });
     }
-    for (int64_t row = 0; row < live; ++row) keep_hidden(1, row);
+    for (int64_t row = 0; row < live; ++row) {
+      // What pads h would be NaN where an input is infinite, and is multiplied by weights of 0.
+      for (int64_t i = model_.hidden; i < layout_.cell_row; ++i) hidden(1, row)[i] = 0.0f;
+      keep_hidden(1, row);
+    }
   }
 
   // Reward, end and, where one choice is made for all dimensions, its logits.
@@ -504,10 +510,10 @@ class Dream {
       for (int64_t first = 0; first < live; first += kPairRows) {
         const float* h[kPairRows];
         for (int r = 0; r < kPairRows; ++r) h[r] = hidden(1, first + r < live ? first + r : first);
-        F sum[kPairRows][1][2];
+        F sum[kWidth];
         multiply_pairs<float>(sum, h, weights, m.depth_vectors);
         float both[kWidth];
-        store(both, folded<kWidth>(&sum[0][0][0]));
+        store(both, folded<kWidth>(sum));
         for (int r = 0; r < kPairRows && first + r < live; ++r)
           for (int i = 0; i < 2; ++i)
             tile_.control[(first + r) * layout_.control_row + 2 * pair + i] = both[2 * r + i];
@@ -565,18 +571,15 @@ class Dream {
   // the group's components stay close.
   void draw_per_dim(int64_t live) {
     const int64_t mixtures = model_.mixtures, latent = model_.latent;
-    const float pair_vectors = static_cast<float>(pair_vectors_of(model_.components));
     multiply<Mode>(model_.mixture[0], model_.hidden, live, [](int64_t i) { return i; }, operand(1, 0), operand_row(),
                    tile_.unit[now_ ^ 1], tile_.head, layout_.head_row);
     lap(wm::Phase::mixture, live);
     for (int64_t row = 0; row < live; ++row)
       for (int64_t block = 0; block < model_.latent_blocks; ++block) {
-        const F u = choice_uniforms(first_uniforms(row), tile_.u_second + 2 * row * layout_.blocks, layout_.choice_at, block);
-        const F chosen = choose_per_dim(tile_.head + row * layout_.head_row + block * mixtures * kWidth, mixtures, u,
-                                        temperature_);
-        store(chosen_dims(row, block), chosen);
-        const F vectors = fma(chosen, set1(pair_vectors), load(tile_.first_vector + block * kWidth));
-        store_bits(tile_.offset + row * layout_.chosen_row + block * kWidth, whole(vectors));
+        const float* second_uniforms = tile_.u_second + 2 * row * layout_.blocks;
+        const F u = choice_uniforms(first_uniforms(row), second_uniforms, layout_.choice_at, block);
+        float* logits = tile_.head + row * layout_.head_row + block * mixtures * kWidth;
+        store_bits(chosen_dims(row, block), float_to_whole(choose_per_dim(logits, mixtures, u, temperature_)));
       }
     lap(wm::Phase::draw, live);
     for (int64_t block = 0; block < model_.latent_blocks; ++block)
@@ -588,28 +591,39 @@ class Dream {
         draw_block(row, block, chosen_part(row, block, 0), chosen_part(row, block, 1));
   }
 
-  float* chosen_dims(int64_t row, int64_t block) {
+  uint32_t* chosen_dims(int64_t row, int64_t block) {
     return tile_.chosen_dims + row * layout_.chosen_row + block * kWidth;
   }
   // The vectors of all groups of one part, 0 the means and 1 the log deviations.
   typename Dot<Hid>::Sum* partial(int64_t row, int64_t block, int64_t part) {
-    return tile_.partial + row * (layout_.partial_row / kWidth) + (2 * block + part) * kGroups;
+    return tile_.partial + row * layout_.partial_row + (2 * block + part) * kGroups;
   }
 
-  // The chosen components of one group of dimensions, for all rows.
+  // The chosen components of one group of dimensions, for all rows. In the place of a dimension beyond Z stands the
+  // group's first one; nobody reads its sums.
   void multiply_chosen(int64_t live, int64_t block, int64_t group) {
-    const int64_t depth_vectors = model_.components.depth_vectors, offset_row = layout_.chosen_row;
-    const int64_t h_row = operand_row(), partial_row = layout_.partial_row / kWidth;
-    const uint32_t* offset = tile_.offset + block * kWidth + group;
+    const wm::Pairs& m = model_.components;
+    const int64_t depth_vectors = m.depth_vectors, pair_vectors = pair_vectors_of(m);
+    const int64_t first_dim = block * kWidth + group;
+    const int64_t h_row = operand_row(), chosen_row = layout_.chosen_row, partial_row = layout_.partial_row;
+    const typename Dot<Hid>::Weight* components[kGroupDims];
+    int64_t lane[kGroupDims];
+    each<kGroupDims>([&](auto i) WM_FLAT {
+      lane[i] = first_dim + i * kGroups < model_.latent ? i * kGroups : 0;
+      components[i] = pair_weights<Hid>(m, (first_dim + lane[i]) * model_.mixtures * pair_vectors);
+    });
+    const uint32_t* chosen = chosen_dims(0, block) + group;
     const Hid* h = operand(1, 0);
     typename Dot<Hid>::Sum* out = partial(0, block, 0) + group;
-    for (int64_t row = 0; row < live; ++row, offset += offset_row, h += h_row, out += partial_row) {
+    for (int64_t row = 0; row < live; ++row, chosen += chosen_row, h += h_row, out += partial_row) {
       const typename Dot<Hid>::Weight* weights[kGroupDims];
-      each<kGroupDims>([&](auto i) WM_FLAT { weights[i] = pair_weights<Hid>(model_.components, offset[i * kGroups]); });
+      each<kGroupDims>([&](auto i) WM_FLAT {
+        weights[i] = components[i] + chosen[lane[i]] * pair_vectors * kWidth * Dot<Hid>::kTogether;
+      });
       const Hid* const x[1] = {h};
-      typename Dot<Hid>::Sum sum[1][kGroupDims][2];
+      typename Dot<Hid>::Sum sum[2 * kGroupDims];
       multiply_pairs<Hid>(sum, x, weights, depth_vectors);
-      each<2>([&](auto part) WM_FLAT { out[part * kGroups] = folded<kGroupDims, 2>(&sum[0][0][part]); });
+      each<2>([&](auto part) WM_FLAT { out[part * kGroups] = folded<kGroupDims, 2>(sum + part); });
     }
   }
 
@@ -617,7 +631,7 @@ class Dream {
     const F sum = to_float(folded<kGroups>(partial(row, block, part)));
     if constexpr (!Mode::kQuantised) return sum;
     const int64_t mixtures = model_.mixtures, at = (block * mixtures * 2 + part) * kWidth;
-    const F chosen = load(chosen_dims(row, block));
+    const F chosen = whole_to_float(load(chosen_dims(row, block)));
     return fma(sum, set1(tile_.unit[now_ ^ 1][row]) * pick(model_.component_scale + at, 2 * kWidth, mixtures, chosen),
                pick(model_.component_bias + at, 2 * kWidth, mixtures, chosen));
   }

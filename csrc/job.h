@@ -24,8 +24,9 @@ struct Matrix {
   int64_t vectors;
 };
 
-// Weight rows two by two, each packed along its depth (dots.h): [pairs][1 + depth_vectors][2] vectors, all of as many
-// bytes. The first two are what the sums start with: the bias (what an int8 sum of shifted elements is off by) in lane 0.
+// Weight rows two by two, each packed along its depth (dots.h): [pairs][1 + depth_vectors][2] vectors of as many bytes
+// each. The first two are what the sums start with: in lane 0 the bias, or what corrects int8 sums of shifted elements,
+// or 0 where quantised rows are kept as floats; 0 in the other lanes.
 struct Pairs {
   const void* weights;
   int64_t count, depth_vectors;

@@ -202,24 +202,25 @@ inline void multiply_group(const typename Mode::Hid* const (&h)[R], const float 
 
 // The cell of N rows from their gates' sums, which are overwritten.
 //   c' = sigmoid(f) c + sigmoid(i) tanh(g),  h' = sigmoid(o) tanh(c')
-// A sigmoid and the tanh that it multiplies are one division: both are ratios.
+// A sigmoid and the tanh that it multiplies are one division: both are ratios. Their denominators' product may
+// overflow, where the sigmoid is below 1e-35; 0 is right there.
 template <int N>
 WM_INLINE void lstm_cell(F (&sums)[N][kGroup], float* const (&c)[N], float* const (&h)[N]) {
-  F gate[3 * N], above[N], below[N];
+  F gate[3 * N], candidate[N], cell[N], below[N];
   each<N>([&](auto r) WM_FLAT {
     gate[3 * r] = sums[r][0];
     gate[3 * r + 1] = sums[r][1];
     gate[3 * r + 2] = sums[r][3];
-    above[r] = sums[r][2];
+    candidate[r] = sums[r][2];
   });
-  inverse_sigmoids(gate);
-  hyperbolic_ratios(above, below);
+  sigmoid_denominators(gate);
+  hyperbolic_ratios(candidate, below);
   each<N>([&](auto r) WM_FLAT {
-    above[r] = load(c[r]) / gate[3 * r + 1] + above[r] / (below[r] * gate[3 * r]);
-    store(c[r], above[r]);
+    cell[r] = load(c[r]) / gate[3 * r + 1] + candidate[r] / (below[r] * gate[3 * r]);
+    store(c[r], cell[r]);
   });
-  hyperbolic_ratios(above, below);
-  each<N>([&](auto r) WM_FLAT { store(h[r], above[r] / (below[r] * gate[3 * r + 2])); });
+  hyperbolic_ratios(cell, below);
+  each<N>([&](auto r) WM_FLAT { store(h[r], cell[r] / (below[r] * gate[3 * r + 2])); });
 }
 
 // One block of kWidth units for R rows: gates, cell and output.

@@ -33,6 +33,9 @@ WM_INLINE F exponential(F x) {
   return one[0];
 }
 
+// A whole number in [0, 2^23) as an integer.
+inline U float_to_whole(F x) { return as_bits(x + set1(8388608.0f)) & set1(0x007fffffu); }
+
 // ln x for normal x > 0; 1 ulp.
 inline F logarithm(F x) {
   F e = exponent_of(x), m = mantissa_of(x);  // x = m 2^e, m in [1/2, 1)
@@ -99,17 +102,17 @@ WM_INLINE F hyperbolic_tangent(F x) {
   return not_below(at_most(p[0] / q[0], set1(1.0f)), set1(-1.0f));
 }
 
-// 1 + e^-x, of which a sigmoid is the inverse.
+// 1 + e^-x: a sigmoid is 1 over it.
 template <int N>
-WM_INLINE void inverse_sigmoids(F (&x)[N]) {
+WM_INLINE void sigmoid_denominators(F (&x)[N]) {
   each<N>([&](auto i) WM_FLAT { x[i] = set1(0.0f) - x[i]; });
   exponentials(x);
   each<N>([&](auto i) WM_FLAT { x[i] = set1(1.0f) + x[i]; });
 }
-// 2.5 ulp above -87.
+// 1 / (1 + e^-x); 2.5 ulp above -87.
 WM_INLINE F sigmoid(F x) {
   F one[1] = {x};
-  inverse_sigmoids(one);
+  sigmoid_denominators(one);
   return set1(1.0f) / one[0];
 }
 

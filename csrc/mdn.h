@@ -44,7 +44,8 @@ inline int64_t choose(const float* logits, int64_t mixtures, float u, const Temp
   return mixtures - 1;
 }
 
-// As `choose` for a vector of dimensions, each with a choice of its own, as floats. `logits` holds K vectors (overwritten).
+// As `choose` for a vector of dimensions, each with a choice of its own, as floats. `logits` holds K vectors, which are
+// overwritten.
 inline F choose_per_dim(float* logits, int64_t mixtures, F u, const Temperature& temperature) {
   F reach = load(logits);
   for (int64_t k = 1; k < mixtures; ++k) {

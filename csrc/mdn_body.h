@@ -246,7 +246,8 @@ inline void draw_row(const HeadRow& r, const Heads& h, const Temperature& temper
   const auto word = [&](int64_t i) { return set1(static_cast<uint32_t>(h.counters[row * 3 + i])); };
   if (!temperature.zero) {
     for (int64_t i = 0; i < r.block_room; i += kWidth)
-      uniforms(load(r.philox_blocks + i), word(0), word(1), word(2), h.key0, h.key1, r.u_first + 2 * i, r.u_second + 2 * i);
+      uniforms(load(r.philox_blocks + i), word(0), word(1), word(2), h.key0, h.key1, r.u_first + 2 * i,
+               r.u_second + 2 * i);
     step_normals(r.u_first, r.u_second, h.latent, r.x);
   }
   const int64_t chosen =

@@ -11,9 +11,6 @@ inline void store_bits(uint32_t* p, U v) {
   __builtin_memcpy(p, &bits, sizeof bits);
 }
 
-// A whole number in [0, 2^23) as an integer.
-inline U whole(F x) { return as_bits(x + set1(8388608.0f)) & set1(0x007fffffu); }
-
 struct Words {
   U w0, w1, w2, w3;
 };
@@ -43,7 +40,8 @@ inline Pair box_muller(F u1, F u2) {
   return {radius * angle.low, radius * angle.high};
 }
 
-// The uniforms of a vector of blocks: words 0 and 2 of the blocks in turn in `first` [2 width], words 1 and 3 in `second`.
+// The uniforms of a vector of blocks: words 0 and 2 of the blocks in turn in `first` [2 width], words 1 and 3 in
+// `second`.
 inline void uniforms(U block, U step, U episode, U candidate, uint32_t k0, uint32_t k1, float* first, float* second) {
   const Words w = philox(block, step, episode, candidate, k0, k1);
   const Pair even = interleave(unit(w.w0), unit(w.w2)), odd = interleave(unit(w.w1), unit(w.w3));

@@ -7,6 +7,7 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -75,7 +76,7 @@ def check_tensor(name: str, value: Any, shape: Sequence[int | str], *, finite: b
 
 
 def _count_finite(value: Tensor) -> int:
-    if value.device.type == "cpu":
+    if value.device.type == "cpu" and value.layout is torch.strided:
         # Not torch: its OpenMP threads would spin for milliseconds after it, on cores that the next dream is to have.
-        return int(np.isfinite(value.numpy()).sum())
+        return int(np.isfinite(value.resolve_neg().numpy()).sum())
     return int(value.isfinite().sum())
