@@ -59,8 +59,8 @@ def ratio_rows(entries: Sequence[Entry], threads: int) -> list[list[str]]:
 def peak_scaling(threads: int, rounds: int) -> dict[str, float]:
     """How many times one thread's instruction peak all threads together have, by precision.
 
-    What the machine grants a program that shares nothing: cores of one clock, no sibling threads, nobody else. Empty on a
-    level whose peaks the core does not know.
+    What the machine grants a program that shares nothing: cores of one clock, no sibling threads, nobody else. Empty on
+    a level whose peaks the core does not know.
     """
     peaks = {
         (precision, count): instruction_peak(precision, count)

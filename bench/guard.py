@@ -39,8 +39,8 @@ def ratios(entries: Sequence[Entry]) -> dict[str, float]:
     for entry in entries:
         if entry.kind != "engine" or entry.steps_per_second is None:
             continue
-        # The instruction peak of int8 is of two minds on some processors, which moves the ratio by a sixth: it is held to
-        # the backend's float32 alone.
+        # The instruction peak of int8 is of two minds on some processors, which moves the ratio by a sixth: int8 is
+        # held to the backend's float32 alone.
         if entry.of_ceiling is not None and entry.precision != "int8":
             found[f"{entry.name} / ceiling {entry.precision}, {entry.workload.mixture}"] = entry.of_ceiling
         own = f"{entry.name.split()[0]} fp32"
