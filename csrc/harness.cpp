@@ -31,13 +31,14 @@ void* counted(void* memory, size_t bytes) {
 
 }  // namespace
 
-void* operator new(size_t bytes) { return counted(std::malloc(bytes), bytes); }
-void* operator new(size_t bytes, std::align_val_t align) {
+// Not inlined: where GCC inlines one of new and delete alone, it takes malloc() and delete, or new and free(), for a
+// mismatch.
+#define WM_APART __attribute__((noinline))
+WM_APART void* operator new(size_t bytes) { return counted(std::malloc(bytes), bytes); }
+WM_APART void* operator new(size_t bytes, std::align_val_t align) {
   const size_t line = static_cast<size_t>(align);
   return counted(std::aligned_alloc(line, (bytes + line - 1) / line * line), bytes);
 }
-// Not inlined: GCC takes a free() in the place of a delete for a mismatch with the new that it did not inline.
-#define WM_APART __attribute__((noinline))
 WM_APART void operator delete(void* memory) noexcept { std::free(memory); }
 WM_APART void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 WM_APART void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
