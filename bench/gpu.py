@@ -26,9 +26,10 @@ from wm_engine import kernels
 from wm_engine.dream.triton_backend import TritonBackend, missing
 from wm_engine.ops import mdn, registered
 from wm_engine.ops.mdn import HeadLayout
+from wm_engine.rng import StepDraws
 from wm_engine.runs import write_json, write_text
 
-from .check import WrongResultError, check, check_values
+from .check import WrongResultError, check, check_draws, check_values
 from .provenance import provenance
 from .rivals import Rival, rivals
 from .workload import Setup, Workload, prepare
@@ -213,6 +214,15 @@ def mixture_speeds(limits: dict[str, float], batch: int = 1 << 19) -> Iterator[d
             exact,
             gradients(mdn.mdn_nll, few[:3], few[3]),
         )
+
+        def reference(dtype: torch.dtype, few: list[Tensor] = few, mixture: str = mixture) -> Tensor:
+            episodes = torch.arange(len(few[0]), device=DEVICE)
+            draws = StepDraws(1, torch.zeros(1, dtype=torch.int64, device=DEVICE), episodes, 32, mixture, dtype)
+            normals, uniforms, _ = draws.at(0)
+            return mdn.mdn_sample(*(part.to(dtype) for part in few[:3]), uniforms[0], normals[0], 1.0)
+
+        drawn_few = registered.mdn_sample(*few[:3], counters[: len(few[0])], 1, 1.0)
+        check_draws(f"sample {mixture}", drawn_few, reference)
         cases = {
             "nll forward and backward": (
                 losses(registered.mdn_nll), losses(mdn.mdn_nll), 3 * (read + needed) + 2 * 4,

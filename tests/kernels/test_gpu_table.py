@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from wm_engine.bench import gpu
+from wm_engine.bench.check import WrongResultError
 from wm_engine.bench.rivals import Rival, rivals
 from wm_engine.bench.workload import Setup
 
@@ -93,6 +94,15 @@ def test_the_mixtures_bytes_are_those_that_must_move(monkeypatch: pytest.MonkeyP
         both = 3 * forward[mixture] + 2
         assert shares["nll forward and backward", mixture] == pytest.approx(100 * 4 * both / 1e-9 / 4e12)
         assert shares["sample", mixture] == pytest.approx(100 * 4 * draws[mixture] / 1e-9 / 4e12)
+
+
+@pytest.mark.usefixtures("without_a_gpu")
+def test_wrong_draws_get_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = gpu.registered.mdn_sample
+    monkeypatch.setattr(gpu, "device_quantiles", lambda run, **how: {"p50": 1e-9})
+    monkeypatch.setattr(gpu.registered, "mdn_sample", lambda *arguments: sound(*arguments) + 1e-3)
+    with pytest.raises(WrongResultError, match="sample shared"):
+        list(gpu.mixture_speeds(LIMITS, 100))
 
 
 def test_the_table_holds_what_was_measured() -> None:
