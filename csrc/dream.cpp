@@ -184,16 +184,17 @@ Pairs Engine::pack_pairs(const float* weight, int64_t depth, const std::vector<i
   m.depth_vectors = blocks_of(depth, vector);
   void* weights = allocate_vectors(m.count * 2 * (1 + m.depth_vectors));
   for (int64_t row = 0; row < 2 * m.count; ++row) {
-    const int64_t start = (row / 2 * (1 + m.depth_vectors) * 2 + row % 2) * vector;
-    char* sums = static_cast<char*>(weights) + start / together_of(form.element) * 4;
-    std::memset(sums, 0, static_cast<size_t>(level_.width) * 4);
-    const int32_t offset = form.element == Element::int8 ? rows.offset(row) : 0;
-    if (form.element == Element::int8)
+    const int64_t start = row / 2 * 2 * (1 + m.depth_vectors) + row % 2;  // in vectors
+    float* sums = static_cast<float*>(weights) + start * level_.width;
+    std::fill_n(sums, level_.width, 0.0f);
+    if (form.element == Element::int8) {
+      const int32_t offset = rows.offset(row);
       std::memcpy(sums, &offset, sizeof offset);
-    else if (!form.quantised)
-      std::memcpy(sums, &bias[static_cast<size_t>(row)], sizeof(float));
+    } else if (!form.quantised) {
+      sums[0] = bias[static_cast<size_t>(row)];
+    }
     for (int64_t k = 0; k < m.depth_vectors * vector; ++k)
-      put(weights, form.element, start + 2 * (1 + k / vector) * vector + k % vector, rows.value(row, k));
+      put(weights, form.element, (start + 2 * (1 + k / vector)) * vector + k % vector, rows.value(row, k));
   }
   m.weights = weights;
   return m;
@@ -208,6 +209,51 @@ std::vector<float> Engine::by_dims(const std::vector<float>& values) const {
       for (int64_t d = block * level_.width; d < (block + 1) * level_.width; ++d)
         vectors.push_back(d < model_.latent ? values[static_cast<size_t>(d * 2 * mixtures + row)] : 0.0f);
   return vectors;
+}
+
+// Reward, end, logits and the mixture's components; what is not of float32 in every precision is kept in `form`.
+void Engine::pack_head(const Weights& w, const Form& form) {
+  const int64_t width = level_.width, Z = w.latent, H = w.hidden, K = w.mixtures;
+  Model& m = model_;
+  const auto biases = [&](const std::vector<int64_t>& of) {
+    std::vector<float> values;
+    for (int64_t row : of) values.push_back(row < 0 ? 0.0f : w.head_bias[row]);
+    return values;
+  };
+  // Reward and the end decide what a dream is worth and cost next to nothing: float32 in every precision.
+  std::vector<int64_t> control{w.head_rows() - 2, w.head_rows() - 1};
+  if (!w.per_dim)
+    for (int64_t k = 0; k < K; ++k) control.push_back(k);
+  if (control.size() % 2) control.push_back(-1);
+  m.control = pack_pairs(w.head_weight, H, control, biases(control), Form{Element::f32, false, false});
+
+  std::vector<int64_t> rows;
+  // The rows of the head of a vector of dimensions; a dimension beyond Z has none.
+  const auto add_dims = [&](int64_t block, int64_t first, int64_t of_dim) {
+    for (int64_t d = block * width; d < (block + 1) * width; ++d) rows.push_back(d < Z ? first + d * of_dim : -1);
+  };
+  const auto pack_mixture = [&] { mixture_.push_back(pack(w.head_weight, H, rows, biases(rows), form)); };
+  if (w.per_dim) {
+    for (int64_t block = 0; block < m.latent_blocks; ++block)
+      for (int64_t k = 0; k < K; ++k) add_dims(block, k, K);
+    pack_mixture();
+    rows.clear();
+    for (int64_t pair = 0; pair < Z * K; ++pair)
+      for (int64_t part : {1, 2}) rows.push_back(part * Z * K + pair);
+    m.components = pack_pairs(w.head_weight, H, rows, biases(rows), form);
+    if (m.quantised) {
+      m.component_scale = keep(by_dims(Rows(w.head_weight, H, rows, form).scale()));
+      m.component_bias = keep(by_dims(biases(rows)));
+    }
+  } else {
+    for (int64_t k = 0; k < K; ++k) {
+      rows.clear();
+      for (int64_t block = 0; block < m.latent_blocks; ++block)
+        for (int64_t part : {0, 1}) add_dims(block, K + (part * K + k) * Z, 1);
+      pack_mixture();
+    }
+  }
+  m.mixture = mixture_.data();
 }
 
 Engine::Engine(const Weights& w, const std::string& features, const std::vector<std::string>& squash,
@@ -243,46 +289,7 @@ Engine::Engine(const Weights& w, const std::string& features, const std::vector<
   const Form input{m.input_element, false, m.rounded}, hidden{m.hidden_element, m.quantised, m.rounded};
   m.gates_input = pack(w.weight_ih, Z + A, rows, {}, input);
   m.gates_hidden = pack(w.weight_hh, H, rows, bias, hidden);
-
-  const auto biases = [&](const std::vector<int64_t>& head_rows) {
-    std::vector<float> values;
-    for (int64_t row : head_rows) values.push_back(row < 0 ? 0.0f : w.head_bias[row]);
-    return values;
-  };
-  // Reward and the end decide what a dream is worth and cost next to nothing: float32 in every precision.
-  std::vector<int64_t> control{w.head_rows() - 2, w.head_rows() - 1};
-  if (!w.per_dim)
-    for (int64_t k = 0; k < K; ++k) control.push_back(k);
-  if (control.size() % 2) control.push_back(-1);
-  m.control = pack_pairs(w.head_weight, H, control, biases(control), Form{Element::f32, false, false});
-
-  // The rows of the head of a vector of dimensions; a dimension beyond Z has none.
-  const auto add_dims = [&](int64_t block, int64_t first, int64_t of_dim) {
-    for (int64_t d = block * width; d < (block + 1) * width; ++d) rows.push_back(d < Z ? first + d * of_dim : -1);
-  };
-  const auto pack_mixture = [&] { mixture_.push_back(pack(w.head_weight, H, rows, biases(rows), hidden)); };
-  if (w.per_dim) {
-    rows.clear();
-    for (int64_t block = 0; block < m.latent_blocks; ++block)
-      for (int64_t k = 0; k < K; ++k) add_dims(block, k, K);
-    pack_mixture();
-    rows.clear();
-    for (int64_t pair = 0; pair < Z * K; ++pair)
-      for (int64_t part : {1, 2}) rows.push_back(part * Z * K + pair);
-    m.components = pack_pairs(w.head_weight, H, rows, biases(rows), hidden);
-    if (m.quantised) {
-      m.component_scale = keep(by_dims(Rows(w.head_weight, H, rows, hidden).scale()));
-      m.component_bias = keep(by_dims(biases(rows)));
-    }
-  } else {
-    for (int64_t k = 0; k < K; ++k) {
-      rows.clear();
-      for (int64_t block = 0; block < m.latent_blocks; ++block)
-        for (int64_t part : {0, 1}) add_dims(block, K + (part * K + k) * Z, 1);
-      pack_mixture();
-    }
-  }
-  m.mixture = mixture_.data();
+  pack_head(w, hidden);
 
   Controller& c = controller_;
   if (features != "z" && features != "zh" && features != "zhc")

@@ -67,6 +67,7 @@ class Engine {
               const Form& form);
   Pairs pack_pairs(const float* weight, int64_t depth, const std::vector<int64_t>& taken,
                    const std::vector<float>& bias, const Form& form);
+  void pack_head(const Weights& w, const Form& form);
   std::vector<float> by_dims(const std::vector<float>& values) const;
 
   const Level& level_;
