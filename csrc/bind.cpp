@@ -298,7 +298,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("map", &map, py::arg("function"), py::arg("x"), py::arg("isa") = "auto");
   module.def("isa_levels", &isa_levels, "Instruction-set levels that this processor runs, slowest first.");
   module.def("isa_levels_not_compiled", &wm::levels_not_compiled, "Levels that the compiler could not make.");
-  module.def("has_amx", &wm::has_amx, "Whether this processor has AMX, which no level uses.");
+  module.def("has_amx", &wm::has_amx, "Whether this processor has AMX's tiles.");
   module.def("chosen_isa", [] { return std::string(wm::choose_level("auto").name); });
   module.def("compiler", &compiler);
   module.def("multiply_adds", &multiply_adds, py::arg("precision"), py::arg("rounds"), py::arg("isa") = "auto",

@@ -46,7 +46,7 @@ Squash squash_of(const std::string& word) {
 
 // The hand-out of lanes to the threads of one call.
 struct Call {
-  std::atomic<int64_t> next{0}, register_tiles{0};
+  std::atomic<int64_t> next{0}, row_steps{0};
   int64_t lanes;
   Stop* stop;
 };
@@ -75,8 +75,8 @@ bool stopped(void* context) {
   return worker.call->stop->requested(worker.polls);
 }
 
-void worked(void* context, int64_t register_tiles) {
-  static_cast<Worker*>(context)->call->register_tiles.fetch_add(register_tiles, std::memory_order_relaxed);
+void worked(void* context, int64_t row_steps) {
+  static_cast<Worker*>(context)->call->row_steps.fetch_add(row_steps, std::memory_order_relaxed);
 }
 
 }  // namespace
@@ -149,7 +149,8 @@ const float* Engine::keep(const std::vector<float>& values) {
 Matrix Engine::pack(const float* weight, int64_t depth, const std::vector<int64_t>& taken,
                     const std::vector<float>& bias, const Form& form) {
   const int64_t columns = static_cast<int64_t>(taken.size()), together = together_of(form.element);
-  const int64_t padded = blocks_of(depth, together) * together;
+  const int64_t step = form.element == Element::f32 ? 1 : together * level_.depth_steps;
+  const int64_t padded = blocks_of(depth, step) * step;
   const Rows rows(weight, depth, taken, form);
 
   Matrix m{};
@@ -335,8 +336,7 @@ Work Engine::rollout(const Plan& plan, int threads, const std::function<bool()>&
 #endif
     level_.rollout(job, hooks, scratch.data(), rows);
   });
-  return {!stop.stopped(), call.register_tiles.load() * level_.rows, workers * rows,
-          workers * static_cast<int64_t>(bytes)};
+  return {!stop.stopped(), call.row_steps.load(), workers * rows, workers * static_cast<int64_t>(bytes)};
 }
 
 }  // namespace wm

@@ -32,7 +32,7 @@ struct Weights {
 // What a call did, and with how much memory beside the packed weights and its results.
 struct Work {
   bool complete;           // false if `interrupted` said so; the results are then incomplete
-  int64_t row_steps;       // steps of rows, as if a register tile filled in part cost as much as a full one
+  int64_t row_steps;       // steps of rows, as if a tile of rows filled in part cost as much as a full one
   int64_t rows_in_flight;  // rollouts that there was room for at a time
   int64_t scratch_bytes;   // of all threads together
 };

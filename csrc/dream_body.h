@@ -74,6 +74,7 @@ struct Tile {
   float* state[2];  // [rows, state_row]: now and next
   In* in;           // [rows, in_row]: z, a as they are multiplied
   Hid* hid[2];      // [rows, hid_row]
+  Hid* gathered;    // [rows, hid_row], with tiles: of the rows that chose one component
   float* unit[2];   // [rows]: the size of one unit of an int8 h
   float* cell;      // [rows, cell_row]
   float* control;   // [rows, control_row]: reward, end, and for `shared` the logits
@@ -97,12 +98,13 @@ struct Tile {
     const wm::Model& m = job.model;
     in_row = round_up(Mode::kCopies ? padded<In>(m.latent + m.action) : 0, 64);
     hid_row = round_up(Mode::kCopies ? l.cell_row : 0, 64);
+    for (Hid*& rows_of_h : hid) rows_of_h = take_operands<Hid>(arena, rows, hid_row);
+    gathered = take_operands<Hid>(arena, rows, Mode::kTiles && !m.per_dim ? hid_row : 0);
+    in = take_operands<In>(arena, rows, in_row);
     for (int i = 0; i < 2; ++i) {
       state[i] = arena.take<float>(rows * l.state_row);
-      hid[i] = arena.take<Hid>(rows * hid_row);
       unit[i] = arena.take<float>(rows);
     }
-    in = arena.take<In>(rows * in_row);
     cell = arena.take<float>(rows * l.cell_row);
     control = arena.take<float>(rows * l.control_row);
     head = arena.take<float>(rows * l.head_row);
@@ -127,6 +129,18 @@ struct Tile {
     step = arena.take<int32_t>(rows);
     total = arena.take<double>(rows);
     bad = arena.take<bool>(rows);
+    if (arena.used < operands_end) arena.used = operands_end;
+  }
+
+ private:
+  size_t operands_end = 0;
+
+  // Tiles are read whole: what lies behind the last row is multiplied too, whatever it is.
+  template <class T>
+  T* take_operands(Arena& arena, int64_t rows, int64_t row) {
+    const size_t end = arena.used + static_cast<size_t>(round_up(rows, kTile) * row) * sizeof(T);
+    if (end > operands_end) operands_end = end;
+    return arena.take<T>(rows * row);
   }
 };
 
@@ -213,10 +227,11 @@ class Dream {
       begin(live, lane);
     }
     start_laps(hooks);
-    int64_t register_tiles = 0;
+    constexpr int kTogether = Mode::kTiles ? kTile : kRows;
+    int64_t row_steps = 0;
     while (live > 0 && !hooks.stopped(hooks.context)) {
       const int64_t rows_now = live;
-      register_tiles += (rows_now + kRows - 1) / kRows;
+      row_steps += round_up(rows_now, kTogether);
       act(live);
       lap(wm::Phase::controller, rows_now);
       gates(live);
@@ -241,7 +256,7 @@ class Dream {
       }
       lap(wm::Phase::ends, rows_now);
     }
-    hooks.worked(hooks.context, register_tiles);
+    hooks.worked(hooks.context, row_steps);
   }
 
  private:
@@ -479,27 +494,33 @@ class Dream {
       in = tile_.in;
     else
       in = state(0, 0);
-    for (int64_t block = 0; block < model_.unit_blocks; ++block) {
-      for_tiles(live, [&](auto count, int64_t first) {
-        constexpr int R = decltype(count)::value;
-        const In* x[R];
-        const Hid* h[R];
-        float *c[R], *next[R], size[R];
-        for (int r = 0; r < R; ++r) {
-          x[r] = in + (first + r) * in_row;
-          h[r] = operand(0, first + r);
-          c[r] = tile_.cell + (first + r) * layout_.cell_row;
-          next[r] = hidden(1, first + r);
-          size[r] = Mode::kQuantised ? tile_.unit[now_][first + r] : 0.0f;
-        }
-        lstm_block<Mode, R>(model_, block, x, h, size, c, next);
-      });
-    }
+    if constexpr (Mode::kTiles)
+      Amx<Mode>::gates(model_, live, in, in_row, operand(0, 0), operand_row(), tile_.unit[now_], tile_.cell,
+                       layout_.cell_row, hidden(1, 0), layout_.state_row);
+    else
+      for (int64_t block = 0; block < model_.unit_blocks; ++block) gates_block(live, block, in, in_row);
     for (int64_t row = 0; row < live; ++row) {
       // What pads h would be NaN where an input is infinite, and is multiplied by weights of 0.
       for (int64_t i = model_.hidden; i < layout_.cell_row; ++i) hidden(1, row)[i] = 0.0f;
       keep_hidden(1, row);
     }
+  }
+
+  void gates_block(int64_t live, int64_t block, const In* in, int64_t in_row) {
+    for_tiles(live, [&](auto count, int64_t first) {
+      constexpr int R = decltype(count)::value;
+      const In* x[R];
+      const Hid* h[R];
+      float *c[R], *next[R], size[R];
+      for (int r = 0; r < R; ++r) {
+        x[r] = in + (first + r) * in_row;
+        h[r] = operand(0, first + r);
+        c[r] = tile_.cell + (first + r) * layout_.cell_row;
+        next[r] = hidden(1, first + r);
+        size[r] = Mode::kQuantised ? tile_.unit[now_][first + r] : 0.0f;
+      }
+      lstm_block<Mode, R>(model_, block, x, h, size, c, next);
+    });
   }
 
   // Reward, end and, where one choice is made for all dimensions, its logits.
@@ -555,8 +576,7 @@ class Dream {
       int64_t n = 0;
       for (int64_t row = 0; row < live; ++row)
         if (tile_.chosen[row] == k) tile_.order[n++] = row;
-      multiply<Mode>(model_.mixture[k], model_.hidden, n, [this](int64_t i) { return tile_.order[i]; }, operand(1, 0),
-                     operand_row(), tile_.unit[now_ ^ 1], tile_.head, layout_.head_row);
+      multiply_head(model_.mixture[k], n, [this](int64_t i) { return tile_.order[i]; });
     }
     lap(wm::Phase::mixture, live);
     for (int64_t row = 0; row < live; ++row) {
@@ -571,8 +591,7 @@ class Dream {
   // the group's components stay close.
   void draw_per_dim(int64_t live) {
     const int64_t mixtures = model_.mixtures, latent = model_.latent;
-    multiply<Mode>(model_.mixture[0], model_.hidden, live, [](int64_t i) { return i; }, operand(1, 0), operand_row(),
-                   tile_.unit[now_ ^ 1], tile_.head, layout_.head_row);
+    multiply_head(model_.mixture[0], live, [](int64_t i) { return i; });
     lap(wm::Phase::mixture, live);
     for (int64_t row = 0; row < live; ++row)
       for (int64_t block = 0; block < model_.latent_blocks; ++block) {
@@ -589,6 +608,23 @@ class Dream {
     for (int64_t row = 0; row < live; ++row)
       for (int64_t block = 0; block < model_.latent_blocks; ++block)
         draw_block(row, block, chosen_part(row, block, 0), chosen_part(row, block, 1));
+  }
+
+  // All columns of one matrix of the head, for n rows.
+  template <class RowOf>
+  void multiply_head(const Matrix& m, int64_t n, const RowOf& row_of) {
+    const Hid* h = operand(1, 0);
+    const int64_t h_row = operand_row();
+    if constexpr (Mode::kTiles) {
+      if (!model_.per_dim) {  // a tile's rows lie at even distances
+        for (int64_t i = 0; i < n; ++i)
+          __builtin_memcpy(tile_.gathered + i * h_row, h + row_of(i) * h_row, static_cast<size_t>(h_row) * sizeof(Hid));
+        h = tile_.gathered;
+      }
+      Amx<Mode>::multiply(m, model_.hidden, n, row_of, h, h_row, tile_.unit[now_ ^ 1], tile_.head, layout_.head_row);
+    } else {
+      multiply<Mode>(m, model_.hidden, n, row_of, h, h_row, tile_.unit[now_ ^ 1], tile_.head, layout_.head_row);
+    }
   }
 
   uint32_t* chosen_dims(int64_t row, int64_t block) {
@@ -690,33 +726,32 @@ class Dream {
   int now_ = 0;
 };
 
-template <class Mode>
-inline void run_mode(const Job& job, const Hooks& hooks, void* scratch, int64_t rows) {
-  Arena arena{static_cast<char*>(scratch), 0};
-  Dream<Mode>(job, arena, rows).run(hooks, rows);
-}
-template <class Mode>
-inline size_t count_mode(const Job& job, int64_t rows) {
-  Arena arena{nullptr, 0};
-  Tile<Mode>(arena, job, layout_of(job), rows);
-  return arena.used;
+// Calls body(a Mode), that in which the model is kept.
+template <class Body>
+inline void with_mode(const wm::Model& m, const Body& body) {
+#if defined(__AVX512VNNI__) && defined(__AVX512BF16__)
+  if (m.hidden_element == Element::int8) return body(Int8());
+  if (m.hidden_element == Element::bf16) return body(Bf16());
+#elif defined(__AVX512VNNI__)
+  if (m.hidden_element == Element::int8) return body(Int8FloatInput());
+#endif
+  if (m.quantised) return body(Int8AsFloat());
+  if (m.rounded) return body(Bf16AsFloat());
+  body(Fp32());
 }
 
 void rollout(const Job& job, const Hooks& hooks, void* scratch, int64_t rows) {
-  const wm::Model& m = job.model;
-#if defined(__AVX512VNNI__) && defined(__AVX512BF16__)
-  if (m.hidden_element == Element::int8) return run_mode<Int8>(job, hooks, scratch, rows);
-  if (m.hidden_element == Element::bf16) return run_mode<Bf16>(job, hooks, scratch, rows);
-#elif defined(__AVX512VNNI__)
-  if (m.hidden_element == Element::int8) return run_mode<Int8FloatInput>(job, hooks, scratch, rows);
-#endif
-  if (m.quantised) return run_mode<Int8AsFloat>(job, hooks, scratch, rows);
-  if (m.rounded) return run_mode<Bf16AsFloat>(job, hooks, scratch, rows);
-  run_mode<Fp32>(job, hooks, scratch, rows);
+  with_mode(job.model, [&](auto mode) {
+    Arena arena{static_cast<char*>(scratch), 0};
+    Dream<decltype(mode)>(job, arena, rows).run(hooks, rows);
+  });
 }
 
-// Room for any precision: the largest of them.
-size_t scratch_bytes(const Job& job, int64_t rows) { return count_mode<Int8AsFloat>(job, rows); }
+size_t scratch_bytes(const Job& job, int64_t rows) {
+  Arena arena{nullptr, 0};
+  with_mode(job.model, [&](auto mode) { Tile<decltype(mode)>(arena, job, layout_of(job), rows); });
+  return arena.used;
+}
 
 void map(wm::Function function, const float* x, float* y, int64_t n) {
   for (int64_t i = 0; i < n; i += kWidth) {

@@ -15,7 +15,8 @@ enum class Element : int { f32, bf16, int8 };
 enum class Squash : uint8_t { tanh, sigmoid, tanh01, relu_tanh, identity };
 
 // Rows of a weight matrix as columns of packed vectors, in groups of four vectors (the last group may have fewer).
-// A group holds [depth][vectors][width] floats, [depth/2][vectors][width][2] bf16 or [depth/4][vectors][width][4] int8.
+// A group holds [depth][vectors][width] floats, [depth/2][vectors][width][2] bf16 or [depth/4][vectors][width][4] int8,
+// zeros behind the depth up to the level's `depth_steps`.
 struct Matrix {
   const void* weights;
   const float* bias;      // [vectors * width], or null
@@ -89,8 +90,8 @@ struct Hooks {
   void* context;
   int64_t (*next_lane)(void* context);  // the next lane to dream, or -1
   bool (*stopped)(void* context);       // asked once a step of the tile
-  // Told at the end how many register tiles were filled in all steps, in part or wholly.
-  void (*worked)(void* context, int64_t register_tiles);
+  // Told at the end how many rows were computed in all steps: a tile of rows filled in part counts as a full one.
+  void (*worked)(void* context, int64_t row_steps);
 #if defined(WM_PROFILE)
   void (*lap)(void* context, Phase phase, int64_t rows, int64_t began, int64_t ended);  // nanoseconds
 #endif
@@ -128,6 +129,7 @@ struct Level {
   const char* name;
   int64_t width;  // floats a vector
   int64_t rows;   // rows of a register tile
+  int64_t depth_steps;  // instructions' depths (bf16 2, int8 4) to whose multiples their matrices are packed
   bool dot_bf16, dot_int8;
   Peak peak_fp32, peak_bf16, peak_int8;  // null where the level has no instruction for it
   size_t (*scratch_bytes)(const Job& job, int64_t rows);
@@ -139,6 +141,6 @@ struct Level {
 };
 
 // Those that the compiler could make are defined (CMakeLists.txt).
-extern const Level level_scalar, level_avx2, level_avx512, level_avx512_vnni, level_avx512_bf16, level_neon;
+extern const Level level_scalar, level_avx2, level_avx512, level_avx512_vnni, level_avx512_bf16, level_amx, level_neon;
 
 }  // namespace wm

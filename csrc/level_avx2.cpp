@@ -7,6 +7,6 @@
 
 namespace wm {
 extern const Level level_avx2 = {
-    "avx2", kWidth, kRows, false, false, peak_avx2_f32, nullptr, nullptr,
+    "avx2", kWidth, kRows, kTile, false, false, peak_avx2_f32, nullptr, nullptr,
     scratch_bytes, rollout, map, philox_words, heads_scratch, run_heads};
 }

@@ -7,6 +7,6 @@
 
 namespace wm {
 extern const Level level_avx512 = {
-    "avx512", kWidth, kRows, false, false, peak_avx512_f32, nullptr, nullptr,
+    "avx512", kWidth, kRows, kTile, false, false, peak_avx512_f32, nullptr, nullptr,
     scratch_bytes, rollout, map, philox_words, heads_scratch, run_heads};
 }

@@ -7,6 +7,6 @@
 
 namespace wm {
 extern const Level level_avx512_bf16 = {
-    "avx512_bf16", kWidth, kRows, true, true, peak_avx512_f32, peak_avx512_bf16, peak_avx512_int8,
+    "avx512_bf16", kWidth, kRows, kTile, true, true, peak_avx512_f32, peak_avx512_bf16, peak_avx512_int8,
     scratch_bytes, rollout, map, philox_words, heads_scratch, run_heads};
 }

@@ -7,6 +7,6 @@
 
 namespace wm {
 extern const Level level_avx512_vnni = {
-    "avx512_vnni", kWidth, kRows, false, true, peak_avx512_f32, nullptr, peak_avx512_int8,
+    "avx512_vnni", kWidth, kRows, kTile, false, true, peak_avx512_f32, nullptr, peak_avx512_int8,
     scratch_bytes, rollout, map, philox_words, heads_scratch, run_heads};
 }

@@ -8,6 +8,6 @@
 
 namespace wm {
 extern const Level level_neon = {
-    "neon", kWidth, kRows, false, false, peak_neon_f32, nullptr, nullptr,
+    "neon", kWidth, kRows, kTile, false, false, peak_neon_f32, nullptr, nullptr,
     scratch_bytes, rollout, map, philox_words, heads_scratch, run_heads};
 }

@@ -6,6 +6,6 @@
 
 namespace wm {
 extern const Level level_scalar = {
-    "scalar", kWidth, kRows, false, false, nullptr, nullptr, nullptr,
+    "scalar", kWidth, kRows, kTile, false, false, nullptr, nullptr, nullptr,
     scratch_bytes, rollout, map, philox_words, heads_scratch, run_heads};
 }

@@ -16,6 +16,18 @@ using wm::Matrix;
 
 constexpr int kGroup = 4;  // vectors of a column group
 
+// Whether the matrix products of bf16 and int8 are AMX's (amx_body.h); then they take rows, and instructions' depths, by
+// whole tiles.
+#if defined(WM_AMX)
+constexpr bool kAmx = true;
+constexpr int kTile = 16;
+#else
+constexpr bool kAmx = false;
+constexpr int kTile = 1;
+#endif
+template <class Mode>
+struct Amx;
+
 typedef uint16_t Half;
 
 inline float from_half(Half x) {
@@ -36,33 +48,33 @@ inline Half to_half(float x) {
 struct Fp32 {
   typedef float In;
   typedef float Hid;
-  static constexpr bool kCopies = false, kQuantised = false;
+  static constexpr bool kCopies = false, kQuantised = false, kTiles = false;
 };
 struct Bf16 {
   typedef Half In;
   typedef Half Hid;
-  static constexpr bool kCopies = true, kQuantised = false;
+  static constexpr bool kCopies = true, kQuantised = false, kTiles = kAmx;
 };
 struct Bf16AsFloat {
   typedef float In;
   typedef float Hid;
-  static constexpr bool kCopies = true, kQuantised = false;
+  static constexpr bool kCopies = true, kQuantised = false, kTiles = false;
 };
 struct Int8 {
   typedef Half In;
   typedef uint8_t Hid;
-  static constexpr bool kCopies = true, kQuantised = true;
+  static constexpr bool kCopies = true, kQuantised = true, kTiles = kAmx;
 };
 // Where there is no dot product of bf16: z and a are rounded to it, but multiplied as floats.
 struct Int8FloatInput {
   typedef float In;
   typedef uint8_t Hid;
-  static constexpr bool kCopies = true, kQuantised = true;
+  static constexpr bool kCopies = true, kQuantised = true, kTiles = false;
 };
 struct Int8AsFloat {
   typedef float In;
   typedef float Hid;
-  static constexpr bool kCopies = true, kQuantised = true;
+  static constexpr bool kCopies = true, kQuantised = true, kTiles = false;
 };
 
 // One instruction's work on a lane: how many elements it multiplies, and how it adds their products up.
@@ -128,7 +140,7 @@ struct Dot<uint8_t> {
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 template <class T>
 inline int64_t padded(int64_t n) {
-  return round_up(n, Dot<T>::kTogether);
+  return round_up(n, Dot<T>::kTogether * (sizeof(T) < sizeof(float) ? kTile : 1));
 }
 
 // sum[r][j] += x[r] W[:, j] over `depth` elements, a multiple of what one instruction takes.

@@ -13,6 +13,8 @@ int64_t peak_avx2_f32(int64_t rounds, float* sink);
 int64_t peak_avx512_f32(int64_t rounds, float* sink);
 int64_t peak_avx512_int8(int64_t rounds, float* sink);
 int64_t peak_avx512_bf16(int64_t rounds, float* sink);
+int64_t peak_amx_bf16(int64_t rounds, float* sink);
+int64_t peak_amx_int8(int64_t rounds, float* sink);
 int64_t peak_neon_f32(int64_t rounds, float* sink);
 
 }  // namespace wm

@@ -71,8 +71,8 @@ class CppBackend:
         words = [f"{module.chosen_isa()} of {', '.join(module.isa_levels())}", f"built by {module.compiler()}"]
         if module.isa_levels_not_compiled():
             words.append(f"without {', '.join(module.isa_levels_not_compiled())}, which that compiler does not know")
-        if module.has_amx():
-            words.append("this processor's AMX is not used")
+        if module.has_amx() and "amx" not in module.isa_levels():
+            words.append("this processor's AMX cannot be used: the operating system or the compiler does not know it")
         return "; ".join(words)
 
     def rollout(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
