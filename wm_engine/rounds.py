@@ -19,6 +19,7 @@ from wm_engine.envs import choose_backend, make_env
 from wm_engine.errors import ConfigError, MissingDependencyError
 from wm_engine.evolve import DreamFitness, RealFitness, derive_seed
 from wm_engine.evolve.fitness import Dreamer
+from wm_engine.evolve.optimizers import choose_optimizer
 from wm_engine.fleet import Fleet
 from wm_engine.memory.model import MDNRNN
 from wm_engine.records import Recorder
@@ -77,12 +78,17 @@ def device_of(config: Config) -> torch.device:
 
 
 def check_machine(config: Config) -> None:
-    """Raise ConfigError or MissingDependencyError where this machine cannot dream as ``config`` asks.
+    """Raise ConfigError or MissingDependencyError where this machine cannot dream and evolve as ``config`` asks.
 
     Asked before the first stage: the dream comes hours later in a long run.
     """
     spec = ControllerSpec(latent=1, hidden=1, action=1, squash="tanh")
-    make_engine(config, MDNRNN(latent=1, action=1, hidden=1, mixtures=1, mixture=config.memory.mixture), spec)
+    m = MDNRNN(latent=1, action=1, hidden=1, mixtures=1, mixture=config.memory.mixture)
+    engine, settings = make_engine(config, m, spec), config.controller
+    try:
+        choose_optimizer(settings.optimizer, settings.population, settings.optimizer_device, engine.device)
+    except ValueError as error:
+        raise ConfigError(f"controller.optimizer_device: {error}") from error
 
 
 def load_models(current: Round) -> tuple[VAE, MDNRNN]:
@@ -184,7 +190,7 @@ def make_dreamer(current: Round, m: MDNRNN, spec: ControllerSpec) -> Dreamer:
     device, backend = fleet.device, settings.backend
     if backend == "auto" and fleet.device == current.device.type:
         backend = make_engine(current.config, m, spec).backend
-    return FleetEngine(DreamRecipe(m, spec, device, backend, settings.precision), fleet)
+    return FleetEngine(DreamRecipe(m, spec, device, backend, settings.precision), fleet, current.device)
 
 
 def dream_starts(current: Round, m: MDNRNN, use: str, count: int, mid_fraction: float) -> Starts:

@@ -46,14 +46,17 @@ class FleetEngine:
     Results are those of one engine with the same backend and precision, to the bit: the random-number contract counts
     candidates within the whole population (``first_candidate``), and a backend's rollouts do not depend on each other.
     M's weights travel once to each worker.
+
+    device : of the driver, where it would dream by itself: the output is gathered there, and an optimiser beside this
+        engine lives there, with the fleet as without
     """
 
-    def __init__(self, recipe: DreamRecipe, fleet: Fleet) -> None:
+    def __init__(self, recipe: DreamRecipe, fleet: Fleet, device: str | torch.device = "cpu") -> None:
         self._recipe, self._fleet = recipe, fleet
-        self.controller = recipe.spec
+        self.controller, self.device = recipe.spec, torch.device(device)
 
     def rollout(self, params: Tensor, starts: Starts, first_candidate: int = 0, **plan: Any) -> DreamOutput:
-        """See :meth:`wm_engine.dream.DreamEngine.rollout`; the output is on the CPU."""
+        """See :meth:`wm_engine.dream.DreamEngine.rollout`; shards and answers travel by way of the CPU."""
         params = check_tensor("params", params, ["P", self.controller.num_params]).detach().cpu()
         starts = Starts(*(None if part is None else part.cpu() for part in (starts.z, starts.h, starts.c)))  # type: ignore[arg-type]
         tasks = [
@@ -63,7 +66,7 @@ class FleetEngine:
             | plan
             for part in shards(len(params), self._fleet.workers)
         ]
-        return join(list(self._fleet.map(self._recipe, tasks)), torch.device("cpu"))
+        return join(list(self._fleet.map(self._recipe, tasks)), self.device)
 
 
 def _on_cpu(output: DreamOutput) -> DreamOutput:

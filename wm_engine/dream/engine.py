@@ -11,7 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wm_engine.checks import check_bool, check_choice, check_float, check_int, check_tensor, check_type
+from wm_engine.checks import (
+    as_device,
+    check_bool,
+    check_choice,
+    check_device,
+    check_float,
+    check_int,
+    check_tensor,
+    check_type,
+)
 from wm_engine.controller import ControllerSpec
 from wm_engine.dream import triton_backend
 from wm_engine.dream.cpp_backend import CppBackend
@@ -114,7 +123,7 @@ class DreamEngine:
         self.precision = precision
         entry = _choose(backend, self.device, precision, m, c)
         for other in self.devices[1:]:
-            _check_here(other)
+            check_device("device", other)
         self.backend = entry.name
         options: dict[str, Any] = {"num_threads": num_threads} if entry.name == "cpp" else {}
         self._backends = [entry.make(m, c, where, precision, **options) for where in self.devices]
@@ -219,41 +228,17 @@ class DreamEngine:
 def _checked_devices(devices: Sequence[str | torch.device]) -> tuple[torch.device, ...]:
     if isinstance(devices, str) or len(devices) == 0:
         raise ValueError(f"devices must be a sequence of at least one device, but was {devices!r}")
-    known = []
-    for device in devices:
-        try:
-            known.append(torch.device(device))
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(_not_here(device)) from error
+    known = [as_device("device", device) for device in devices]
     if len({device.type for device in known}) > 1:
         raise ValueError(f"devices must be of one kind, but were {', '.join(map(str, known))}")
     return tuple(known)
-
-
-def _check_here(device: torch.device) -> None:
-    here = {
-        "cpu": 1,
-        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
-        "mps": int(torch.backends.mps.is_available()),
-    }
-    if (device.index or 0) >= here.get(device.type, 0):
-        raise ValueError(_not_here(device))
-
-
-def _not_here(device: object) -> str:
-    here = ["cpu"]
-    if torch.cuda.is_available():
-        here += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    if torch.backends.mps.is_available():
-        here.append("mps")
-    return f"device must be one that is here ({', '.join(here)}), but was {str(device)!r}"
 
 
 def _choose(backend: str, device: torch.device, precision: str, m: MDNRNN, c: ControllerSpec) -> BackendEntry:
     check_choice("backend", backend, ("auto", *(entry.name for entry in BACKENDS)))
     check_choice("precision", precision, sorted({p for entry in BACKENDS for p in entry.precisions}))
     if backend == "auto":
-        _check_here(device)
+        check_device("device", device)
         for entry in BACKENDS:
             if device.type in entry.devices and precision in entry.precisions:
                 reason = entry.missing() or entry.refuses(m, c)
@@ -272,7 +257,7 @@ def _choose(backend: str, device: torch.device, precision: str, m: MDNRNN, c: Co
     reason = entry.missing()
     if reason is not None:
         raise RuntimeError(f"backend {backend!r} is not available here: {reason}")
-    _check_here(device)
+    check_device("device", device)
     reason = entry.refuses(m, c)
     if reason is not None:
         raise ValueError(f"backend {backend!r} cannot dream this: {reason}")

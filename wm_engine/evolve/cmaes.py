@@ -32,6 +32,7 @@ from wm_engine.evolve.protocol import (
     Returns,
     State,
     check_factor,
+    check_home,
     check_start,
     derive_seed,
     held_std,
@@ -256,7 +257,8 @@ class BatchedCMAES:
     x0 : [D], the first mean; sigma : the first step size; popsize : P, at least 4
     seed : generation g draws from a generator keyed with ``derive_seed(seed, "cmaes", g)``
     variant : "full" | "separable" (a diagonal C, memory O(P·D)) | "auto": separable above 5,000 dimensions
-    device : where the state lives; candidates are drawn there too, so other kinds of device draw other ones
+    device : the CPU or a CUDA GPU; the state lives there, and ``ask`` leaves the candidates there. The noise is drawn
+        there too, so another kind of device, or another model of GPU, draws other candidates
     factor : of the first distribution (see :class:`wm_engine.evolve.protocol.Distribution`); None: the identity
 
     State is float64; the white noise, and products in which it is exact enough, are float32. As in ``cma``, the step
@@ -280,7 +282,7 @@ class BatchedCMAES:
         mean, self._sigma, self._popsize, self._seed = check_start(x0, sigma, popsize, seed)
         check_choice("variant", variant, VARIANTS)
         self._separable = variant == "separable" or (variant == "auto" and mean.size > _MOST_FULL_DIMENSIONS)
-        self._device = torch.device(device)
+        self._device = check_home(device)
         self._first_sigma, self._generation = self._sigma, 0
         self._mean = torch.from_numpy(mean).to(self._device)
         self._sigma_path, self._path, self._shift = (torch.zeros_like(self._mean) for _ in range(3))
