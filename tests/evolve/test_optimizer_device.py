@@ -64,6 +64,10 @@ def test_it_is_the_same_search_wherever_it_lives(variant: str, dimension: int) -
         assert torch.equal(resumed.ask().cpu(), whole.ask())
         assert torch.equal(resumed.distribution.factor, whole.distribution.factor)
         assert resumed.sigma == whole.sigma
+        moved = restore_optimizer(*climb(begun(CPU, variant, dimension), 5).state(), device)
+        assert torch.equal(moved.ask().cpu(), candidates.cpu())
+        again = BatchedCMAES(whole.mean, 0.1, 6, variant=variant, factor=whole.distribution.factor, device=device)
+        assert again.ask().device == device
 
 
 @pytest.mark.parametrize("variant", ["full", "separable"])
