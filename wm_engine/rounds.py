@@ -86,7 +86,9 @@ def check_machine(config: Config) -> None:
     m = MDNRNN(latent=1, action=1, hidden=1, mixtures=1, mixture=config.memory.mixture)
     engine, settings = make_engine(config, m, spec), config.controller
     try:
-        choose_optimizer(settings.optimizer, settings.population, settings.optimizer_device, engine.device)
+        choose_optimizer(
+            settings.optimizer, settings.population, spec.num_params, settings.optimizer_device, engine.device
+        )
     except ValueError as error:
         raise ConfigError(f"controller.optimizer_device: {error}") from error
 

@@ -12,6 +12,7 @@ import torch
 from fleets import PickledFleet
 from pretend import DEVICE, pretend_device
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from world import World
 
 from wm_engine import DreamEngine
@@ -81,6 +82,28 @@ def test_its_state_lives_on_its_device(variant: str) -> None:
     assert set(kept.values()) == {device}
 
 
+def test_the_waits_for_the_device_do_not_grow() -> None:
+    """Each number that the CPU reads is one."""
+
+    class Counted(TorchDispatchMode):
+        waits = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            Counted.waits += func.name() == "aten::_local_scalar_dense"
+            return func(*args, **(kwargs or {}))
+
+    for dimension, popsize in ((305, 8), (305, 400), (12, 400)):
+        optimizer = BatchedCMAES(torch.zeros(dimension), 0.5, popsize)
+        returns = torch.arange(float(popsize))
+        optimizer.ask()
+        optimizer.tell(returns)
+        Counted.waits = 0
+        with Counted():
+            optimizer.ask()
+            optimizer.tell(returns)
+        assert 0 < Counted.waits <= 10
+
+
 @pytest.mark.parametrize(
     ("name", "planted", "said"),
     [
@@ -130,8 +153,8 @@ def test_returns_of_any_kind_are_told(kind: Callable[[Tensor], Any]) -> None:
 def test_auto_is_the_dreams_device_where_it_can(
     name: str, popsize: int, beside: torch.device, found: tuple[str, torch.device]
 ) -> None:
-    assert choose_optimizer(name, popsize, "auto", beside) == found
-    assert choose_optimizer(name, popsize, "cpu", beside) == (found[0], CPU)
+    assert choose_optimizer(name, popsize, 867, "auto", beside) == found
+    assert choose_optimizer(name, popsize, 867, "cpu", beside) == (found[0], CPU)
 
 
 def test_a_device_that_cannot_be_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +172,7 @@ def test_a_device_that_cannot_be_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(ConfigError, match=rf"controller\.optimizer_device: {message}"):
             check_machine(config)
     with pytest.raises(ValueError, match="device must be 'cpu' for 'pycma' but was 'cuda'; 'batched' can live there"):
-        choose_optimizer("pycma", 256, "cuda")
+        choose_optimizer("pycma", 256, 867, "cuda")
     with pytest.raises(ValueError, match="'cpu' for 'pycma', which 'auto' takes for a popsize of 64, but was 'cuda:0'"):
         make_optimizer("auto", torch.zeros(4), 0.5, 64, device="cuda:0")
 

@@ -42,7 +42,8 @@ from wm_engine.evolve.protocol import (
 _log = logging.getLogger(__name__)
 
 VARIANTS = ("auto", "full", "separable")
-_MOST_FULL_DIMENSIONS = 5000
+MOST_FULL_DIMENSIONS = 5000
+"""Above this a full covariance matrix is too large to learn, and a diagonal one is learnt."""
 # From here on, as in ``cma``, the step size follows a pair of test steps (TPA) instead of its path's length (CSA),
 # which takes of the order of D generations to react: at D = 867 CSA needed 1.8 times the evaluations on the sphere.
 _TEST_STEPS_FROM = 300
@@ -281,7 +282,7 @@ class BatchedCMAES:
     ) -> None:
         mean, self._sigma, self._popsize, self._seed = check_start(x0, sigma, popsize, seed)
         check_choice("variant", variant, VARIANTS)
-        self._separable = variant == "separable" or (variant == "auto" and mean.size > _MOST_FULL_DIMENSIONS)
+        self._separable = variant == "separable" or (variant == "auto" and mean.size > MOST_FULL_DIMENSIONS)
         self._device = check_home(device)
         self._first_sigma, self._generation = self._sigma, 0
         self._mean = torch.from_numpy(mean).to(self._device)

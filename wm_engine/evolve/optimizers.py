@@ -9,8 +9,8 @@ from torch import Tensor
 
 from wm_engine.checks import check_choice
 from wm_engine.errors import CorruptFileError
-from wm_engine.evolve.cmaes import BatchedCMAES
-from wm_engine.evolve.protocol import WITHOUT_FLOAT64, Optimizer, check_home
+from wm_engine.evolve.cmaes import MOST_FULL_DIMENSIONS, BatchedCMAES
+from wm_engine.evolve.protocol import WITHOUT_FLOAT64, Optimizer, check_home, check_start
 from wm_engine.evolve.pycma import PycmaES
 
 OPTIMIZERS: dict[str, type[PycmaES] | type[BatchedCMAES]] = {"pycma": PycmaES, "batched": BatchedCMAES}
@@ -24,11 +24,12 @@ _CPU = torch.device("cpu")
 
 
 def choose_optimizer(
-    name: str, popsize: int, device: str | torch.device = "auto", beside: torch.device = _CPU
+    name: str, popsize: int, dimension: int, device: str | torch.device = "auto", beside: torch.device = _CPU
 ) -> tuple[str, torch.device]:
     """The name of an optimiser, "pycma" or "batched", and the device that it lives on.
 
-    name : "auto" takes ``pycma`` below a popsize of 128, else ``batched``
+    name : "auto" takes ``pycma`` below a popsize of 128, else ``batched``; above 5,000 dimensions always ``batched``,
+        which then learns a diagonal only
     device : "auto" takes ``beside``, the device of the fitness, so that candidates need not leave it; but the CPU for
         ``pycma``, and in place of a device without float64 (MPS)
 
@@ -37,7 +38,7 @@ def choose_optimizer(
     check_choice("optimizer", name, ("auto", *OPTIMIZERS))
     chosen = name
     if name == "auto":
-        chosen = "pycma" if popsize < BATCHED_FROM else "batched"
+        chosen = "pycma" if popsize < BATCHED_FROM and dimension <= MOST_FULL_DIMENSIONS else "batched"
     if device == "auto":
         return chosen, _CPU if chosen == "pycma" or beside.type in WITHOUT_FLOAT64 else beside
     home = check_home(device)
@@ -61,7 +62,8 @@ def make_optimizer(
 
     ``factor``: of the first distribution; None: the identity.
     """
-    name, home = choose_optimizer(name, popsize, device)
+    mean, _, popsize, _ = check_start(x0, sigma, popsize, seed)
+    name, home = choose_optimizer(name, popsize, mean.size, device)
     if name == "pycma":
         return PycmaES(x0, sigma, popsize, seed, factor=factor)
     return BatchedCMAES(x0, sigma, popsize, seed, factor=factor, device=home)

@@ -210,7 +210,7 @@ def train_controller(
     another kind of device, WMEngineError where generation after generation has no finite return.
     """
     fitnesses = {"dream": dream, "real": real}
-    phases = [_phase(settings, name, fitnesses[name]) for name in settings.train_in.split("_then_")]
+    phases = [_phase(settings, name, spec, fitnesses[name]) for name in settings.train_in.split("_then_")]
     if not isinstance(initial, Distribution):
         mean = torch.zeros(spec.num_params) if initial is None else initial
         initial = Distribution(mean, phases[0].sigma)
@@ -225,10 +225,12 @@ def train_controller(
     return training.result(fitnesses, spec)
 
 
-def _phase(settings: ControllerSettings, name: str, fitness: Fitness | None) -> _Phase:
+def _phase(settings: ControllerSettings, name: str, spec: ControllerSpec, fitness: Fitness | None) -> _Phase:
     if fitness is None:
         raise ValueError(f"{name} must be a fitness where train_in is {settings.train_in!r}, but was None")
-    chosen = choose_optimizer(settings.optimizer, settings.population, settings.optimizer_device, fitness.device)
+    chosen = choose_optimizer(
+        settings.optimizer, settings.population, spec.num_params, settings.optimizer_device, fitness.device
+    )
     where = (name, fitness, *chosen)
     if name == "dream":
         return _Phase(*where, settings.dream_generations, settings.sigma, settings.final_dream_episodes)
