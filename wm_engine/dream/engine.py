@@ -123,7 +123,7 @@ class DreamEngine:
         self.precision = precision
         entry = _choose(backend, self.device, precision, m, c)
         for other in self.devices[1:]:
-            check_device("device", other)
+            _check_here(other)
         self.backend = entry.name
         options: dict[str, Any] = {"num_threads": num_threads} if entry.name == "cpp" else {}
         self._backends = [entry.make(m, c, where, precision, **options) for where in self.devices]
@@ -234,11 +234,15 @@ def _checked_devices(devices: Sequence[str | torch.device]) -> tuple[torch.devic
     return tuple(known)
 
 
+def _check_here(device: torch.device) -> None:
+    check_device("device", device)
+
+
 def _choose(backend: str, device: torch.device, precision: str, m: MDNRNN, c: ControllerSpec) -> BackendEntry:
     check_choice("backend", backend, ("auto", *(entry.name for entry in BACKENDS)))
     check_choice("precision", precision, sorted({p for entry in BACKENDS for p in entry.precisions}))
     if backend == "auto":
-        check_device("device", device)
+        _check_here(device)
         for entry in BACKENDS:
             if device.type in entry.devices and precision in entry.precisions:
                 reason = entry.missing() or entry.refuses(m, c)
@@ -257,7 +261,7 @@ def _choose(backend: str, device: torch.device, precision: str, m: MDNRNN, c: Co
     reason = entry.missing()
     if reason is not None:
         raise RuntimeError(f"backend {backend!r} is not available here: {reason}")
-    check_device("device", device)
+    _check_here(device)
     reason = entry.refuses(m, c)
     if reason is not None:
         raise ValueError(f"backend {backend!r} cannot dream this: {reason}")
