@@ -269,13 +269,13 @@ def markdown(result: dict[str, Any]) -> str:
     )
     if "gigabytes" in result["million"]:
         lines += ["", f"2^20 rollouts in bf16 take {result['million']['gigabytes']:.1f} GB of the device."]
+    lines += optimizers.table(result.get("optimizers", []))
     lines += ["", "| op | mixture | of the copy's bandwidth | times torch |", "| --- | --- | --- | --- |"]
     for row in result["mixture"]:
         if "error" in row:
             lines.append(f"| {row['op']} | {row['mixture']} | {row['error']} | |")
         else:
             lines.append(f"| {row['op']} | {row['mixture']} | {row['of_copy']:.0%} | {row['times_torch']:.1f} |")
-    lines += optimizers.table(result.get("optimizers", []))
     lines += ["", "| rival | H | mixture | right | why not |", "| --- | --- | --- | --- | --- |"]
     for row in result["parity"]:
         right = {True: "yes", False: "no", None: "-"}[row["passed"]]
