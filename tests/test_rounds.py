@@ -10,8 +10,11 @@ from world import World
 
 from wm_engine import rounds
 from wm_engine.config import make_config
+from wm_engine.controller import ControllerSpec
 from wm_engine.errors import ConfigError, MissingDependencyError
 from wm_engine.evolve import DreamFitness
+from wm_engine.kernels import MOST
+from wm_engine.memory.model import MDNRNN
 from wm_engine.rounds import Round, check_environment, make_dreamer
 from wm_engine.runs import RunFolder
 
@@ -92,3 +95,17 @@ def test_a_fleets_engine_stands_where_the_driver_would_dream(monkeypatch, tmp_pa
     current = Round(RunFolder(tmp_path), 0, config_of(), None, PickledFleet(2))
     engine = make_dreamer(current, world.m, world.spec)
     assert DreamFitness(engine, world.starts).device == torch.device("cuda", 1)
+    assert engine._recipe.backend == "cpp"
+
+
+def test_a_backend_for_workers_of_another_kind_is_chosen_by_name(monkeypatch, tmp_path):
+    world, fleet = World(), PickledFleet(2)
+    fleet.device = "cuda"
+    current = Round(RunFolder(tmp_path), 0, config_of(), None, fleet)
+    assert make_dreamer(current, world.m, world.spec)._recipe.backend == "triton"
+    large = MDNRNN(4, 3, 4 * MOST["hidden"], 2)
+    spec = ControllerSpec(4, 4 * MOST["hidden"], 3, squash="tanh")
+    assert make_dreamer(current, large, spec)._recipe.backend == "torch"
+    wrong = make_config({"dream": {"precision": "int8"}}, "test")
+    with pytest.raises(ConfigError, match="dream: no backend dreams in 'int8' on 'cuda'"):
+        make_dreamer(Round(RunFolder(tmp_path), 0, wrong, None, fleet), world.m, world.spec)

@@ -14,6 +14,7 @@ from wm_engine.config import Config
 from wm_engine.controller import SQUASH_RANGES, ControllerSpec, load_controller
 from wm_engine.distributed import DreamRecipe, FleetEngine
 from wm_engine.dream import DreamEngine, Starts
+from wm_engine.dream.engine import fastest_backend
 from wm_engine.dream.starts import recorded_starts
 from wm_engine.envs import choose_backend, make_env
 from wm_engine.errors import ConfigError, MissingDependencyError
@@ -189,10 +190,16 @@ def make_dreamer(current: Round, m: MDNRNN, spec: ControllerSpec) -> Dreamer:
     settings, fleet = current.config.dream, current.fleet
     if fleet is None:
         return make_engine(current.config, m, spec)
-    device, backend = fleet.device, settings.backend
+    backend = settings.backend
     if backend == "auto" and fleet.device == current.device.type:
         backend = make_engine(current.config, m, spec).backend
-    return FleetEngine(DreamRecipe(m, spec, device, backend, settings.precision), fleet, current.device)
+    elif backend == "auto":
+        # By name too: were it left to the workers, one without Triton would dream other bits than the rest.
+        try:
+            backend = fastest_backend(fleet.device, settings.precision, m, spec)
+        except ValueError as error:
+            raise ConfigError(f"dream: {error}") from error
+    return FleetEngine(DreamRecipe(m, spec, fleet.device, backend, settings.precision), fleet, current.device)
 
 
 def dream_starts(current: Round, m: MDNRNN, use: str, count: int, mid_fraction: float) -> Starts:

@@ -13,6 +13,7 @@ from wm_engine.checks import check_tensor
 from wm_engine.controller import ControllerSpec
 from wm_engine.dream import DreamEngine, DreamOutput, Starts
 from wm_engine.dream.types import join
+from wm_engine.errors import MissingDependencyError
 from wm_engine.fleet import Fleet, shards
 from wm_engine.memory.model import MDNRNN
 
@@ -32,7 +33,10 @@ class DreamRecipe:
 
     def build(self, cpus: int) -> Callable[[dict[str, Any]], DreamOutput]:
         threads = cpus if self.backend == "cpp" else None
-        engine = DreamEngine(self.m, self.spec, self.device, self.backend, self.precision, threads)
+        try:
+            engine = DreamEngine(self.m, self.spec, self.device, self.backend, self.precision, threads)
+        except RuntimeError as error:
+            raise MissingDependencyError(f"dream.backend: on a worker: {error}") from error
 
         def dream(arguments: dict[str, Any]) -> DreamOutput:
             return _on_cpu(engine.rollout(**arguments))
@@ -62,7 +66,7 @@ class FleetEngine:
         tasks = [
             # A slice would travel with the whole tensor behind it.
             {"params": params[part.start : part.stop].clone(), "first_candidate": first_candidate + part.start}
-            | {"starts": starts}
+            | {"starts": starts, "population": len(params)}
             | plan
             for part in shards(len(params), self._fleet.workers)
         ]

@@ -76,6 +76,14 @@ BACKENDS = (
 """Fastest first: ``auto`` takes the first that is here and fits."""
 
 
+def fastest_backend(device: str, precision: str, m: MDNRNN, c: ControllerSpec) -> str:
+    """What ``auto`` takes on a kind of device where everything is installed; ValueError where nothing fits."""
+    for entry in BACKENDS:
+        if device in entry.devices and precision in entry.precisions and entry.refuses(m, c) is None:
+            return entry.name
+    raise ValueError(f"no backend dreams in {precision!r} on {device!r}")
+
+
 class DreamEngine:
     """Dreams whole populations.
 
@@ -141,6 +149,7 @@ class DreamEngine:
         common_random_numbers: bool = True,
         first_candidate: int = 0,
         record: bool = False,
+        population: int | None = None,
     ) -> DreamOutput:
         """Dream ``episodes`` episodes with each of P controllers.
 
@@ -159,6 +168,8 @@ class DreamEngine:
         common_random_numbers : all candidates meet the same luck
         first_candidate : index of ``params[0]`` in the whole population; a shard dreams as the whole would have
         record : keep latents, actions and rewards of every step too
+        population : candidates of the whole of which ``params`` is a shard; None: P. What a backend chooses by size (a
+            GPU's form) it chooses by this
 
         Returns
         -------
@@ -183,7 +194,7 @@ class DreamEngine:
             common_random_numbers=check_bool("common_random_numbers", common_random_numbers),
             first_candidate=check_int("first_candidate", first_candidate, least=0),
             record=check_bool("record", record),
-            population=params.shape[0] * episodes,
+            population=episodes * check_int("population", len(params) if population is None else population, least=1),
         )
         key_words(plan.seed)
         last = plan.first_candidate + params.shape[0]
