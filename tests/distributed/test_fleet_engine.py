@@ -15,7 +15,7 @@ from wm_engine import DreamEngine, Starts
 from wm_engine.bench.cluster import Terms, traffic
 from wm_engine.bench.workload import Workload, prepare
 from wm_engine.distributed import DreamRecipe, FleetEngine
-from wm_engine.dream import BACKENDS
+from wm_engine.dream import engine as dream_engine
 from wm_engine.dream.cpp_backend import CppBackend
 from wm_engine.dream.torch_backend import TorchBackend
 from wm_engine.errors import MissingDependencyError
@@ -99,15 +99,11 @@ def test_shards_know_the_whole_populations_size(world: World, monkeypatch: pytes
         engine.rollout(world.params, world.starts, **PLAN | {"population": 0})
 
 
-def test_a_worker_without_the_backend_says_so(world: World) -> None:
-    recipe = DreamRecipe(world.m, world.spec, "cpu", "cpp", "fp32")
-    entry = replace(BACKENDS[0], missing=lambda: "it was not built")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wm_engine.dream.engine.BACKENDS", (entry, *BACKENDS[1:]))
-        with pytest.raises(
-            MissingDependencyError, match="on a worker: backend 'cpp' is not available here: it was not"
-        ):
-            FleetEngine(recipe, PickledFleet(1)).rollout(world.params, world.starts, **PLAN)
+def test_a_worker_without_the_backend_says_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, *others = dream_engine.BACKENDS
+    monkeypatch.setattr(dream_engine, "BACKENDS", (replace(first, missing=lambda: "not built"), *others))
+    with pytest.raises(MissingDependencyError, match="on a worker: backend 'cpp' is not available here: not built"):
+        shared_out(world, "cpp", 1)[0].rollout(world.params, world.starts, **PLAN)
 
 
 def test_bad_arguments_are_named(world: World) -> None:

@@ -238,8 +238,8 @@ class RayFleet:
         self._gpus.add(gpu)
         if len(self._gpus) > 1:
             raise WMEngineError(
-                f"ray: the actors' GPUs would give different bits: {'; '.join(sorted(map(str, self._gpus)))}. Take nodes "
-                "with one model of GPU and one version of Triton, or dream on CPUs (device=cpu)."
+                f"ray: the actors' GPUs would give different bits: {'; '.join(sorted(map(str, self._gpus)))}. Take "
+                "nodes with one model of GPU and one version of Triton, or dream on CPUs (device=cpu)."
             )
 
     def _lose(self, actor: _Actor, job: _Job, how: str) -> None:
