@@ -199,13 +199,14 @@ class Elsewhere:
         return DreamOutput(*(part.to(DEVICE) for part in (output.returns, output.lengths, output.failed)))
 
 
-def train(folder: Path, world: World, engine: Any, race: int = 0, **changes: Any) -> ControllerResult:
+def train(folder: Path, world: World, engine: Any, race: int = 0, real: Any = None, **changes: Any) -> ControllerResult:
     plain = {"population": 24, "dream_generations": 4, "optimizer": "batched", "finalists": 2}
     settings = ControllerSettings(**(plain | {"dream_episodes": 8, "final_dream_episodes": 5} | changes))
     fitness = DreamFitness(engine, world.starts, episodes=8, max_steps=12, done="sample", race=race)
+    checkpoints = Checkpoints(folder / "checkpoints")
     with Recorder(folder / "metrics") as recorder:
         return train_controller(
-            settings, world.spec, dream=fitness, checkpoints=Checkpoints(folder / "checkpoints"), recorder=recorder
+            settings, world.spec, dream=fitness, real=real, checkpoints=checkpoints, recorder=recorder
         )
 
 
@@ -237,6 +238,42 @@ def test_a_training_with_its_optimiser_away_from_the_dream(tmp_path: Path) -> No
         assert saved(tmp_path / "away", away) == want
         back = train(tmp_path / "back", world, there, optimizer_device="cpu")
         assert saved(tmp_path / "back", back) == want
+
+
+class Road:
+    """A real environment on the CPU: worth falls with the distance from 1."""
+
+    unit, device, steps, calls = "frames", CPU, 0, 0
+
+    def __init__(self, last: int = 1000) -> None:
+        self._last = last
+
+    def __call__(self, params: Tensor, generation: int) -> Tensor:
+        if self.calls == self._last:
+            raise Killed
+        self.calls += 1
+        assert params.device == CPU
+        return -((params - 1.0) ** 2).sum(dim=1, keepdim=True)
+
+    def fresh(self, params: Tensor, episodes: int, stream: str) -> Tensor:
+        return -((params - 1.0) ** 2).sum(dim=1, keepdim=True).expand(-1, episodes)
+
+
+@pytest.mark.parametrize("optimizer_device", ["auto", "lazy"])
+def test_each_phase_has_its_own_device(tmp_path: Path, optimizer_device: str, caplog: pytest.LogCaptureFixture) -> None:
+    world = World(starts=6)
+    here = DreamEngine(world.m, world.spec, backend="torch")
+    options: dict[str, Any] = {"train_in": "dream_then_real", "real_generations": 4}
+    want = saved(tmp_path / "here", train(tmp_path / "here", world, here, real=Road(), **options))
+    options["optimizer_device"] = optimizer_device
+    with pretend_device(), caplog.at_level(logging.INFO):
+        with pytest.raises(Killed):
+            train(tmp_path / "there", world, Elsewhere(world), real=Road(last=2), **options)
+        there = train(tmp_path / "there", world, Elsewhere(world), real=Road(), **options)
+        assert saved(tmp_path / "there", there) == want
+    assert "controller (dream): optimizer batched (lazy)" in caplog.text
+    home = "cpu" if optimizer_device == "auto" else "lazy"
+    assert f"controller (real): optimizer batched ({home})" in caplog.text
 
 
 def test_going_on_with_another_kind_of_device_is_refused(tmp_path: Path) -> None:
