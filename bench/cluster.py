@@ -145,6 +145,7 @@ def optimizer_seconds(dimension: int, popsize: int, device: str) -> float:
 @click.option("--steps", default=100, show_default=True, help="Steps of the timed dreams.")
 @click.option("--rounds", default=7, show_default=True)
 @click.option("--for-population", default=4096, show_default=True, help="Candidates of the predicted generation.")
+@click.option("--for-episodes", default=16, show_default=True, help="Dreams of each of these.")
 @click.option("--for-steps", default=1000, show_default=True, help="Steps of the predicted generation.")
 @click.option("--for-cpus", default=16, show_default=True, help="CPUs of a predicted actor, at one's rate each.")
 @click.option("--optimizer-device", default="cpu", show_default=True, help="Where the driver's optimiser lives.")
@@ -155,6 +156,7 @@ def main(
     steps: int,
     rounds: int,
     for_population: int,
+    for_episodes: int,
     for_steps: int,
     for_cpus: int,
     optimizer_device: str,
@@ -171,7 +173,7 @@ def main(
             terms, efficiency = measure(setup, where, rounds, click.echo)
         finally:
             ray.shutdown()
-    large = Workload(candidates=for_population, steps=for_steps)
+    large = Workload(candidates=for_population, episodes=for_episodes, steps=for_steps)
     weights = 4 * sum(parameter.numel() for parameter in setup.m.parameters())
     asking = optimizer_seconds(dimension, for_population, optimizer_device)
     wire = min(terms.bandwidth, gigabits * 1e9 / 8)
