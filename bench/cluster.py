@@ -133,9 +133,9 @@ def measure(setup: Setup, address: str, rounds: int, say: Callable[[str], None])
     return Terms(0.0, steps, steps / (one - rest), per_task, bandwidth), efficiency
 
 
-def optimizer_seconds(dimension: int, popsize: int) -> float:
-    """Median seconds of a generation's ask and tell."""
-    optimizer = BatchedCMAES(torch.zeros(dimension), 0.1, popsize)
+def optimizer_seconds(dimension: int, popsize: int, device: str) -> float:
+    """Median seconds of a generation's ask and tell on the driver's device."""
+    optimizer = BatchedCMAES(torch.zeros(dimension), 0.1, popsize, device=device)
     return statistics.median(timed(lambda: optimizer.tell(-(optimizer.ask() ** 2).sum(dim=1))) for _ in range(5))
 
 
@@ -145,8 +145,10 @@ def optimizer_seconds(dimension: int, popsize: int) -> float:
 @click.option("--steps", default=100, show_default=True, help="Steps of the timed dreams.")
 @click.option("--rounds", default=7, show_default=True)
 @click.option("--for-population", default=4096, show_default=True, help="Candidates of the predicted generation.")
+@click.option("--for-episodes", default=16, show_default=True, help="Dreams of each of these.")
 @click.option("--for-steps", default=1000, show_default=True, help="Steps of the predicted generation.")
 @click.option("--for-cpus", default=16, show_default=True, help="CPUs of a predicted actor, at one's rate each.")
+@click.option("--optimizer-device", default="cpu", show_default=True, help="Where the driver's optimiser lives.")
 @click.option("--gigabits", default=10.0, show_default=True, help="Of the driver's network, for the predictions.")
 def main(
     address: str | None,
@@ -154,8 +156,10 @@ def main(
     steps: int,
     rounds: int,
     for_population: int,
+    for_episodes: int,
     for_steps: int,
     for_cpus: int,
+    optimizer_device: str,
     gigabits: float,
 ) -> None:
     """What a generation costs on a cluster, term by term, and what that predicts for many machines."""
@@ -169,9 +173,9 @@ def main(
             terms, efficiency = measure(setup, where, rounds, click.echo)
         finally:
             ray.shutdown()
-    large = Workload(candidates=for_population, steps=for_steps)
+    large = Workload(candidates=for_population, episodes=for_episodes, steps=for_steps)
     weights = 4 * sum(parameter.numel() for parameter in setup.m.parameters())
-    asking = optimizer_seconds(dimension, for_population)
+    asking = optimizer_seconds(dimension, for_population, optimizer_device)
     wire = min(terms.bandwidth, gigabits * 1e9 / 8)
     far = Terms(asking, float(large.rollouts * for_steps), for_cpus * terms.rate, terms.per_task, wire)
     click.echo(

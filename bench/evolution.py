@@ -371,7 +371,7 @@ def main(seeds: int, dimensions: str, parts: tuple[str, ...], quick: bool, out: 
     if "racing" in wanted:
         show_racing(seeds)
     if "speed" in wanted:
-        show_speed(popsizes)
+        show_speed([4, 16, *popsizes])
     if "memory" in wanted:
         show_memory(popsizes)
     if out is not None and measured:

@@ -1,9 +1,9 @@
 """The GPU's table: ``python -m bench.gpu`` checks every way to dream on this device, then times those that passed.
 
 Writes gpu.json and gpu.md, anew after every row, so that what was measured survives whatever comes later: the device's
-measured ceilings, the mixture's kernels in bytes per second, memory of a million rollouts, parity with float64, dream
-steps per second at several population sizes as fractions of the ceilings. A rival whose result is wrong gets no speed;
-one that fails, or for which no time is left, gets a row that says so.
+measured ceilings, ask and tell of the optimisers, the mixture's kernels in bytes per second, memory of a million
+rollouts, parity with float64, dream steps per second at several population sizes as fractions of the ceilings. A rival
+whose result is wrong gets no speed; one that fails, or for which no time is left, gets a row that says so.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from wm_engine.ops.mdn import HeadLayout
 from wm_engine.rng import StepDraws
 from wm_engine.runs import write_json, write_text
 
+from . import optimizers
 from .check import WrongResultError, check, check_draws, check_values
 from .provenance import provenance
 from .rivals import Rival, rivals
@@ -268,6 +269,7 @@ def markdown(result: dict[str, Any]) -> str:
     )
     if "gigabytes" in result["million"]:
         lines += ["", f"2^20 rollouts in bf16 take {result['million']['gigabytes']:.1f} GB of the device."]
+    lines += optimizers.table(result.get("optimizers", []))
     lines += ["", "| op | mixture | of the copy's bandwidth | times torch |", "| --- | --- | --- | --- |"]
     for row in result["mixture"]:
         if "error" in row:
@@ -305,7 +307,7 @@ def measure(
     left : seconds; what begins when there are none left is named instead of measured
     """
     result: dict[str, Any] = {"provenance": origin(), "ceilings": ceilings(), "million": {}, "mixture": []}
-    result |= {"parity": [], "speeds": []}
+    result |= {"optimizers": [], "parity": [], "speeds": []}
     here, result["absent"] = contestants()
 
     def add(row: dict[str, Any], to: str) -> None:
@@ -323,6 +325,8 @@ def measure(
             kind = "out of memory" if isinstance(error, torch.OutOfMemoryError) else type(error).__name__
             return {"error": f"{kind}: {str(error).partition(chr(10))[0]}"}
 
+    for name, (kind, device) in optimizers.contestants(DEVICE).items():
+        add({"optimizer": name} | tried(optimizers.generation, kind, device, quantiles), "optimizers")
     if missing() is None:
         result["million"] = tried(million)
         speeds = mixture_speeds(result["ceilings"])

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from fleets import PickledFleet
 from toy_env import ToyEnv
+from world import World
 
 from wm_engine import rounds
 from wm_engine.config import make_config
+from wm_engine.controller import ControllerSpec
 from wm_engine.errors import ConfigError, MissingDependencyError
-from wm_engine.rounds import check_environment
+from wm_engine.evolve import DreamFitness
+from wm_engine.kernels import MOST
+from wm_engine.memory.model import MDNRNN
+from wm_engine.rounds import Round, check_environment, make_dreamer
+from wm_engine.runs import RunFolder
 
 
 @pytest.fixture
@@ -79,3 +87,25 @@ def test_the_environment_that_scores_is_made_too(asked, monkeypatch):
     monkeypatch.setattr(rounds, "make_env", missing)
     with pytest.raises(MissingDependencyError, match="Box2D"):
         check_environment(config_of(low="envpool", scored="gymnasium"))
+
+
+def test_a_fleets_engine_stands_where_the_driver_would_dream(monkeypatch, tmp_path):
+    world = World()
+    monkeypatch.setattr(rounds, "device_of", lambda config: torch.device("cuda", 1))
+    current = Round(RunFolder(tmp_path), 0, config_of(), None, PickledFleet(2))
+    engine = make_dreamer(current, world.m, world.spec)
+    assert DreamFitness(engine, world.starts).device == torch.device("cuda", 1)
+    assert engine._recipe.backend == "cpp"
+
+
+def test_a_backend_for_workers_of_another_kind_is_chosen_by_name(monkeypatch, tmp_path):
+    world, fleet = World(), PickledFleet(2)
+    fleet.device = "cuda"
+    current = Round(RunFolder(tmp_path), 0, config_of(), None, fleet)
+    assert make_dreamer(current, world.m, world.spec)._recipe.backend == "triton"
+    large = MDNRNN(4, 3, 4 * MOST["hidden"], 2)
+    spec = ControllerSpec(4, 4 * MOST["hidden"], 3, squash="tanh")
+    assert make_dreamer(current, large, spec)._recipe.backend == "torch"
+    wrong = make_config({"dream": {"precision": "int8"}}, "test")
+    with pytest.raises(ConfigError, match="dream: no backend dreams in 'int8' on 'cuda'"):
+        make_dreamer(Round(RunFolder(tmp_path), 0, wrong, None, fleet), world.m, world.spec)

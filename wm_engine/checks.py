@@ -75,6 +75,37 @@ def check_tensor(name: str, value: Any, shape: Sequence[int | str], *, finite: b
     return value
 
 
+def as_device(name: str, value: Any) -> torch.device:
+    """Return ``value`` as a torch device, here or not; ValueError where it names none."""
+    try:
+        return torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(_not_here(name, value)) from error
+
+
+def check_device(name: str, value: Any) -> torch.device:
+    """Return ``value`` as a device that is here; ValueError that names those that are."""
+    device = as_device(name, value)
+    if (device.index or 0) >= device_counts().get(device.type, 0):
+        raise ValueError(_not_here(name, value))
+    return device
+
+
+def device_counts() -> dict[str, int]:
+    """How many devices of each kind torch finds here."""
+    return {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }
+
+
+def _not_here(name: str, value: Any) -> str:
+    counts = device_counts().items()
+    here = [kind if kind != "cuda" else f"cuda:{index}" for kind, count in counts for index in range(count)]
+    return f"{name} must be one that is here ({', '.join(here)}), but was {str(value)!r}"
+
+
 def _count_finite(value: Tensor) -> int:
     if value.device.type == "cpu" and value.layout is torch.strided:
         # Not torch: its OpenMP threads would spin for milliseconds after it, on cores that the next dream is to have.

@@ -14,11 +14,13 @@ from wm_engine.config import Config
 from wm_engine.controller import SQUASH_RANGES, ControllerSpec, load_controller
 from wm_engine.distributed import DreamRecipe, FleetEngine
 from wm_engine.dream import DreamEngine, Starts
+from wm_engine.dream.engine import fastest_backend
 from wm_engine.dream.starts import recorded_starts
 from wm_engine.envs import choose_backend, make_env
 from wm_engine.errors import ConfigError, MissingDependencyError
 from wm_engine.evolve import DreamFitness, RealFitness, derive_seed
 from wm_engine.evolve.fitness import Dreamer
+from wm_engine.evolve.optimizers import choose_optimizer
 from wm_engine.fleet import Fleet
 from wm_engine.memory.model import MDNRNN
 from wm_engine.records import Recorder
@@ -77,12 +79,19 @@ def device_of(config: Config) -> torch.device:
 
 
 def check_machine(config: Config) -> None:
-    """Raise ConfigError or MissingDependencyError where this machine cannot dream as ``config`` asks.
+    """Raise ConfigError or MissingDependencyError where this machine cannot dream and evolve as ``config`` asks.
 
     Asked before the first stage: the dream comes hours later in a long run.
     """
     spec = ControllerSpec(latent=1, hidden=1, action=1, squash="tanh")
-    make_engine(config, MDNRNN(latent=1, action=1, hidden=1, mixtures=1, mixture=config.memory.mixture), spec)
+    m = MDNRNN(latent=1, action=1, hidden=1, mixtures=1, mixture=config.memory.mixture)
+    engine, settings = make_engine(config, m, spec), config.controller
+    try:
+        choose_optimizer(
+            settings.optimizer, settings.population, spec.num_params, settings.optimizer_device, engine.device
+        )
+    except ValueError as error:
+        raise ConfigError(f"controller.optimizer_device: {error}") from error
 
 
 def load_models(current: Round) -> tuple[VAE, MDNRNN]:
@@ -181,10 +190,16 @@ def make_dreamer(current: Round, m: MDNRNN, spec: ControllerSpec) -> Dreamer:
     settings, fleet = current.config.dream, current.fleet
     if fleet is None:
         return make_engine(current.config, m, spec)
-    device, backend = fleet.device, settings.backend
+    backend = settings.backend
     if backend == "auto" and fleet.device == current.device.type:
         backend = make_engine(current.config, m, spec).backend
-    return FleetEngine(DreamRecipe(m, spec, device, backend, settings.precision), fleet)
+    elif backend == "auto":
+        # By name too: were it left to the workers, one without Triton would dream other bits than the rest.
+        try:
+            backend = fastest_backend(fleet.device, settings.precision, m, spec)
+        except ValueError as error:
+            raise ConfigError(f"dream: {error}") from error
+    return FleetEngine(DreamRecipe(m, spec, fleet.device, backend, settings.precision), fleet, current.device)
 
 
 def dream_starts(current: Round, m: MDNRNN, use: str, count: int, mid_fraction: float) -> Starts:

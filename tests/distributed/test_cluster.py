@@ -1,12 +1,14 @@
 """A fleet of Ray actors on a cluster of several nodes, simulated on this machine: what it gives, and what it survives.
 
-Needs Ray: ``pip install -e '.[test,ray]'``. ``.ci/run`` has it, and runs this file: under a minute on two cores.
+Needs Ray: ``pip install -e '.[test,ray]'``. ``.ci/run`` has it, and runs this file: a minute on two cores.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from wm_engine.distributed import ClusterSettings, DreamRecipe, FleetEngine, Ray
 from wm_engine.distributed.cluster import kinship
 from wm_engine.envs import EnvSettings
 from wm_engine.errors import ConfigError, WMEngineError
-from wm_engine.evolve import ControllerSettings, DreamFitness, RealFitness, train_controller
+from wm_engine.evolve import ControllerResult, ControllerSettings, DreamFitness, RealFitness, train_controller
 from wm_engine.memory.model import MDNRNN
 from wm_engine.records import Recorder
 from wm_engine.runs import Checkpoints
@@ -144,21 +146,25 @@ def test_a_lost_actor_is_replaced_and_its_shard_done_again(
     assert_same(engine.rollout(world.params, world.starts, **PLAN), whole(world))
 
 
-def test_actors_that_all_die_end_the_run_which_goes_on_without_them(
-    world: World, pair: RayFleet, tmp_path: Path
-) -> None:
+def train(folder: Path, world: World, engine: Any) -> ControllerResult:
     settings = ControllerSettings(
         population=8, dream_generations=4, finalists=1, final_dream_episodes=3, optimizer="batched"
     )
-    options: dict[str, Any] = {"episodes": 3, "max_steps": 10, "seed": 1}
+    fitness = DreamFitness(engine, world.starts, episodes=3, max_steps=10, seed=1)
+    with Recorder(folder / "metrics") as recorder:
+        checkpoints = Checkpoints(folder / "checkpoints")
+        return train_controller(settings, world.spec, dream=fitness, checkpoints=checkpoints, recorder=recorder)
 
-    def train(name: str, engine: Any) -> Any:
-        with Recorder(tmp_path / name / "metrics") as recorder:
-            checkpoints = Checkpoints(tmp_path / name / "checkpoints")
-            fitness = DreamFitness(engine, world.starts, **options)
-            return train_controller(settings, world.spec, dream=fitness, checkpoints=checkpoints, recorder=recorder)
 
-    alone = train("alone", DreamEngine(world.m, world.spec))
+def generations_kept(folder: Path) -> int:
+    latest = Checkpoints(folder / "checkpoints").latest()
+    return 0 if latest is None else latest[0]
+
+
+def test_actors_that_all_die_end_the_run_which_goes_on_without_them(
+    world: World, pair: RayFleet, tmp_path: Path
+) -> None:
+    alone = train(tmp_path / "alone", world, DreamEngine(world.m, world.spec))
 
     class DiesLater(FleetEngine):
         """From the third generation on, every worker dies of every task."""
@@ -174,13 +180,45 @@ def test_actors_that_all_die_end_the_run_which_goes_on_without_them(
             return super().rollout(*arguments, **named)
 
     with pytest.raises(WMEngineError, match="goes on where this one stopped"):
-        train("cluster", DiesLater(recipe(world), pair))
-    steps = Checkpoints(tmp_path / "cluster" / "checkpoints").latest()
-    assert steps is not None
-    assert steps[0] == 2
-    resumed = train("cluster", DreamEngine(world.m, world.spec))
+        train(tmp_path / "cluster", world, DiesLater(recipe(world), pair))
+    assert generations_kept(tmp_path / "cluster") == 2
+    resumed = train(tmp_path / "cluster", world, DreamEngine(world.m, world.spec))
     assert torch.equal(resumed.params, alone.params)
     assert resumed.scores == alone.scores
+
+
+def drive(folder: Path, address: str, last: int) -> None:
+    """A driver of its own, which ends by kill -9 with the answers of its rollout number ``last`` in its hands."""
+
+    class Dies(FleetEngine):
+        calls = 0
+
+        def rollout(self, *arguments: Any, **named: Any) -> Any:
+            output = super().rollout(*arguments, **named)
+            self.calls += 1
+            if self.calls == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return output
+
+    world = World(candidates=11, starts=6)
+    engine = Dies(recipe(world), RayFleet(address, ClusterSettings(actors=1), "cpu"))
+    train(folder, world, engine).save(folder / "result.safetensors")
+
+
+def test_a_driver_that_is_killed_goes_on_to_the_same_bytes(world: World, cluster: str, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(whole, world, DreamEngine(world.m, world.spec)).save(whole / "result.safetensors")
+    here = Path(__file__)
+    paths = [str(here.parent), str(here.parents[1]), os.environ.get("PYTHONPATH", "")]
+    for last, kept in ((3, 2), (100, 5)):  # the last checkpoint is the final's
+        code = f"import pathlib, {here.stem} as t; t.drive(pathlib.Path({str(broken)!r}), {cluster!r}, {last})"
+        process = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)}, timeout=120
+        )
+        assert process.returncode == (0 if last == 100 else -signal.SIGKILL)
+        assert generations_kept(broken) == kept
+    results = [folder / "result.safetensors" for folder in (whole, broken)]
+    assert results[0].read_bytes() == results[1].read_bytes()
 
 
 def test_an_error_in_the_work_is_the_drivers(world: World, pair: RayFleet) -> None:

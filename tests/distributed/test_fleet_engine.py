@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,10 @@ from wm_engine import DreamEngine, Starts
 from wm_engine.bench.cluster import Terms, traffic
 from wm_engine.bench.workload import Workload, prepare
 from wm_engine.distributed import DreamRecipe, FleetEngine
+from wm_engine.dream import engine as dream_engine
 from wm_engine.dream.cpp_backend import CppBackend
+from wm_engine.dream.torch_backend import TorchBackend
+from wm_engine.errors import MissingDependencyError
 from wm_engine.evolve import DreamFitness
 
 PLAN: dict[str, Any] = {"episodes": 4, "max_steps": 12, "seed": 7, "done": "sample"}
@@ -75,6 +79,31 @@ def test_a_shard_travels_alone(world: World) -> None:
         world.params, world.starts, **PLAN
     )
     assert sizes == [4 * world.spec.num_params] * 11
+
+
+def test_shards_know_the_whole_populations_size(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU chooses its form by it, and another form has other last bits."""
+    seen = []
+    dream = TorchBackend.rollout
+
+    def watched(self: TorchBackend, params: Any, starts: Any, plan: Any) -> Any:
+        seen.append((len(params), plan.population))
+        return dream(self, params, starts, plan)
+
+    monkeypatch.setattr(TorchBackend, "rollout", watched)
+    engine, _ = shared_out(world, "torch", 2)
+    engine.rollout(world.params, world.starts, **PLAN)
+    engine.rollout(world.params, world.starts, **PLAN | {"population": 40, "first_candidate": 20})
+    assert seen == [(5, 44), (6, 44), (5, 160), (6, 160)]
+    with pytest.raises(ValueError, match="population must be at least 1"):
+        engine.rollout(world.params, world.starts, **PLAN | {"population": 0})
+
+
+def test_a_worker_without_the_backend_says_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, *others = dream_engine.BACKENDS
+    monkeypatch.setattr(dream_engine, "BACKENDS", (replace(first, missing=lambda: "not built"), *others))
+    with pytest.raises(MissingDependencyError, match="on a worker: backend 'cpp' is not available here: not built"):
+        shared_out(world, "cpp", 1)[0].rollout(world.params, world.starts, **PLAN)
 
 
 def test_bad_arguments_are_named(world: World) -> None:

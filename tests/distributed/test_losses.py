@@ -134,6 +134,16 @@ def test_actors_that_all_die_as_they_start_end_the_run(fleet_on: Any) -> None:
         list(fleet_on(ray).map(object(), range(4)))
 
 
+def test_two_models_of_gpu_are_refused(fleet_on: Any) -> None:
+    def kinship(number: int) -> dict[str, Any]:
+        return cluster.kinship() | {"GPU": ("A, Triton 3.6", "B, Triton 3.6")[number % 2]}
+
+    with pytest.raises(WMEngineError, match=r"would give different bits: A, Triton 3\.6; B, Triton 3\.6\. Take nodes"):
+        list(fleet_on(FakeRay(once(None), starting=kinship)).map(object(), range(4)))
+    alike = FakeRay(once(None), starting=lambda number: kinship(0))
+    assert list(fleet_on(alike).map(object(), range(3))) == [0, 1, 4]
+
+
 def test_no_actor_that_starts_ends_the_run_in_time(fleet_on: Any) -> None:
     ray = FakeRay(once(None), starting=lambda number: HANG)
     with pytest.raises(WMEngineError, match=r"no actor of 1 CPUs started within 90 s .*1 nodes with 8 CPUs"):

@@ -19,6 +19,10 @@ from wm_engine.evolve.pycma import PycmaES
 from wm_engine.runs import load_tensors, save_tensors
 
 Cost = Callable[[Tensor], Tensor]
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
+]
 
 
 def evaluations(optimizer: Optimizer, cost: Cost, target: float, limit: int) -> int:
@@ -35,7 +39,7 @@ def evaluations(optimizer: Optimizer, cost: Cost, target: float, limit: int) -> 
 
 def climb(optimizer: BatchedCMAES, generations: int, cost: Cost = ellipsoid) -> BatchedCMAES:
     for _ in range(generations):
-        optimizer.tell(-cost(optimizer.ask() - 1.0))
+        optimizer.tell(-cost(optimizer.ask().cpu() - 1.0))
     return optimizer
 
 
@@ -72,14 +76,15 @@ def test_a_rotation_changes_nothing_but_the_luck() -> None:
     assert 0.85 < np.mean(turned) / np.mean(plain) < 1.18
 
 
-def test_the_update_is_the_textbook_one() -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_update_is_the_textbook_one(device: str) -> None:
     """One generation against the tutorial's formulas, written out with C itself and in float64."""
     D, P = 5, 12
-    optimizer = climb(BatchedCMAES(torch.zeros(D), 0.7, P, seed=3), 20)
+    optimizer = climb(BatchedCMAES(torch.zeros(D), 0.7, P, seed=3, device=device), 20)
     tensors, values = optimizer.state()
     factor, path = tensors["shape.factor"].numpy(), tensors["path"].numpy()
     sigma_path, mean, sigma = tensors["sigma_path"].numpy(), tensors["mean"].numpy(), values["sigma"]
-    x = optimizer.ask().numpy()
+    x = optimizer.ask().cpu().numpy()
     costs = np.random.default_rng(0).standard_normal(P)
     optimizer.tell(-costs)
 
@@ -123,8 +128,11 @@ def test_the_parameters_are_those_of_the_package(dimension: int, popsize: int) -
 @pytest.mark.parametrize("variant", ["full", "separable"])
 @pytest.mark.parametrize("generations", [0, 1, 8])  # the factor waits three generations at 6 candidates
 @pytest.mark.parametrize("dimension", [40, 305])  # and the step size has two rules
-def test_a_restored_state_goes_on_to_the_bit(variant: str, generations: int, dimension: int, tmp_path: Path) -> None:
-    whole = climb(BatchedCMAES(torch.zeros(dimension), 0.5, 6, seed=5, variant=variant), generations)
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_restored_state_goes_on_to_the_bit(
+    device: str, variant: str, generations: int, dimension: int, tmp_path: Path
+) -> None:
+    whole = climb(BatchedCMAES(torch.zeros(dimension), 0.5, 6, seed=5, variant=variant, device=device), generations)
     tensors, values = whole.state()
     save_tensors(tmp_path / "state.safetensors", tensors)
     resumed = restore_optimizer(load_tensors(tmp_path / "state.safetensors")[0], values)
@@ -157,9 +165,11 @@ def test_the_state_is_of_order_d_squared_or_d() -> None:
         assert sum(tensor.numel() for tensor in optimizer.state()[0].values()) < bound
 
 
-def test_auto_takes_the_batched_one_for_large_populations() -> None:
+def test_auto_takes_the_batched_one_for_large_populations_and_dimensions() -> None:
     assert isinstance(make_optimizer("auto", torch.zeros(4), 0.5, 64), PycmaES)
     assert isinstance(make_optimizer("auto", torch.zeros(4), 0.5, 256), BatchedCMAES)
+    # A full matrix of 20,000 dimensions has 3.2 GB.
+    assert isinstance(make_optimizer("auto", torch.zeros(20_000), 0.5, 64), BatchedCMAES)
 
 
 def test_other_seeds_and_generations_draw_other_candidates() -> None:

@@ -37,7 +37,7 @@ class Killed(BaseException):
 class Hill:
     """Returns that fall off with the distance from ``peak``, with noise common to a generation's candidates."""
 
-    unit = "steps"
+    unit, device = "steps", torch.device("cpu")
 
     def __init__(
         self, peak: float, spoil: Callable[[Tensor, int], Tensor] = lambda returns, generation: returns
@@ -308,6 +308,7 @@ class Racetrack:
 
     def __init__(self, world: World, meet: Callable[[int, int], None] = lambda generation, round_: None) -> None:
         self._engine, self._meet = DreamEngine(world.m, world.spec, backend="torch"), meet
+        self.device = self._engine.device
         self.rounds: list[list[int]] = []
 
     def rollout(self, params: Tensor, *arguments: Any, **plan: Any) -> DreamOutput:

@@ -14,11 +14,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 
+from wm_engine import kernels
 from wm_engine.dream.cpp_backend import CppBackend
 from wm_engine.errors import MissingDependencyError, WMEngineError
 from wm_engine.fleet import Recipe
@@ -64,6 +66,14 @@ def kinship() -> dict[str, Any]:
     }
 
 
+def _gpu() -> str | None:
+    """The model of the GPU that this process may use, and what its kernels are compiled with."""
+    if not torch.cuda.is_available():
+        return None
+    triton = metadata.version("triton") if kernels.missing() is None else "none"
+    return f"{torch.cuda.get_device_name()}, Triton {triton}"
+
+
 class _Worker:
     """What an actor runs."""
 
@@ -73,7 +83,7 @@ class _Worker:
         self._work: Callable[[Any], Any] | None = None
 
     def kinship(self) -> dict[str, Any]:
-        return kinship()
+        return kinship() | {"GPU": _gpu()}
 
     def work(self, number: int, recipe: list[Any], task: Any) -> Any:
         """Answer ``task``. The recipe comes as a reference, in a list so that Ray does not fetch it at every call."""
@@ -120,6 +130,7 @@ class RayFleet:
         self.workers, self._cpus = _room(_nodes(self._ray), settings, self.device)
         self._recipes: dict[int, tuple[int, Recipe, Any]] = {}
         self._losses = 0
+        self._gpus: set[str | None] = set()
         self._actors = [self._start() for _ in range(self.workers)]
         _log.info(
             "ray: %d actors of %d CPUs%s on %d nodes",
@@ -216,10 +227,20 @@ class RayFleet:
             return
         if actor.task is None:
             _check_kinship(answer)
+            self._check_gpu(answer.get("GPU"))
         else:
             job.answers[actor.task] = answer
             self._losses = 0
         actor.reference, actor.task = None, None
+
+    def _check_gpu(self, gpu: str | None) -> None:
+        """All actors must have one model of GPU: another gives other bits. The driver need not have any."""
+        self._gpus.add(gpu)
+        if len(self._gpus) > 1:
+            raise WMEngineError(
+                f"ray: the actors' GPUs would give different bits: {'; '.join(sorted(map(str, self._gpus)))}. Take "
+                "nodes with one model of GPU and one version of Triton, or dream on CPUs (device=cpu)."
+            )
 
     def _lose(self, actor: _Actor, job: _Job, how: str) -> None:
         """Replace an actor, and put its task first in line again."""

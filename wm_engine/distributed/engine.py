@@ -13,6 +13,7 @@ from wm_engine.checks import check_tensor
 from wm_engine.controller import ControllerSpec
 from wm_engine.dream import DreamEngine, DreamOutput, Starts
 from wm_engine.dream.types import join
+from wm_engine.errors import MissingDependencyError
 from wm_engine.fleet import Fleet, shards
 from wm_engine.memory.model import MDNRNN
 
@@ -32,7 +33,10 @@ class DreamRecipe:
 
     def build(self, cpus: int) -> Callable[[dict[str, Any]], DreamOutput]:
         threads = cpus if self.backend == "cpp" else None
-        engine = DreamEngine(self.m, self.spec, self.device, self.backend, self.precision, threads)
+        try:
+            engine = DreamEngine(self.m, self.spec, self.device, self.backend, self.precision, threads)
+        except RuntimeError as error:
+            raise MissingDependencyError(f"dream.backend: on a worker: {error}") from error
 
         def dream(arguments: dict[str, Any]) -> DreamOutput:
             return _on_cpu(engine.rollout(**arguments))
@@ -46,24 +50,27 @@ class FleetEngine:
     Results are those of one engine with the same backend and precision, to the bit: the random-number contract counts
     candidates within the whole population (``first_candidate``), and a backend's rollouts do not depend on each other.
     M's weights travel once to each worker.
+
+    device : of the driver, where it would dream by itself: the output is gathered there, and an optimiser beside this
+        engine lives there, with the fleet as without
     """
 
-    def __init__(self, recipe: DreamRecipe, fleet: Fleet) -> None:
+    def __init__(self, recipe: DreamRecipe, fleet: Fleet, device: str | torch.device = "cpu") -> None:
         self._recipe, self._fleet = recipe, fleet
-        self.controller = recipe.spec
+        self.controller, self.device = recipe.spec, torch.device(device)
 
     def rollout(self, params: Tensor, starts: Starts, first_candidate: int = 0, **plan: Any) -> DreamOutput:
-        """See :meth:`wm_engine.dream.DreamEngine.rollout`; the output is on the CPU."""
+        """See :meth:`wm_engine.dream.DreamEngine.rollout`; shards and answers travel by way of the CPU."""
         params = check_tensor("params", params, ["P", self.controller.num_params]).detach().cpu()
         starts = Starts(*(None if part is None else part.cpu() for part in (starts.z, starts.h, starts.c)))  # type: ignore[arg-type]
         tasks = [
             # A slice would travel with the whole tensor behind it.
             {"params": params[part.start : part.stop].clone(), "first_candidate": first_candidate + part.start}
-            | {"starts": starts}
+            | {"starts": starts, "population": len(params)}
             | plan
             for part in shards(len(params), self._fleet.workers)
         ]
-        return join(list(self._fleet.map(self._recipe, tasks)), torch.device("cpu"))
+        return join(list(self._fleet.map(self._recipe, tasks)), self.device)
 
 
 def _on_cpu(output: DreamOutput) -> DreamOutput:

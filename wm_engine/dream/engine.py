@@ -11,7 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wm_engine.checks import check_bool, check_choice, check_float, check_int, check_tensor, check_type
+from wm_engine.checks import (
+    as_device,
+    check_bool,
+    check_choice,
+    check_device,
+    check_float,
+    check_int,
+    check_tensor,
+    check_type,
+)
 from wm_engine.controller import ControllerSpec
 from wm_engine.dream import triton_backend
 from wm_engine.dream.cpp_backend import CppBackend
@@ -65,6 +74,14 @@ BACKENDS = (
     BackendEntry("torch", ("cpu", "cuda", "mps"), tuple(DTYPES), lambda: None, TorchBackend),
 )
 """Fastest first: ``auto`` takes the first that is here and fits."""
+
+
+def fastest_backend(device: str, precision: str, m: MDNRNN, c: ControllerSpec) -> str:
+    """What ``auto`` takes on a kind of device where everything is installed; ValueError where nothing fits."""
+    for entry in BACKENDS:
+        if device in entry.devices and precision in entry.precisions and entry.refuses(m, c) is None:
+            return entry.name
+    raise ValueError(f"no backend dreams in {precision!r} on {device!r}")
 
 
 class DreamEngine:
@@ -132,6 +149,7 @@ class DreamEngine:
         common_random_numbers: bool = True,
         first_candidate: int = 0,
         record: bool = False,
+        population: int | None = None,
     ) -> DreamOutput:
         """Dream ``episodes`` episodes with each of P controllers.
 
@@ -150,6 +168,8 @@ class DreamEngine:
         common_random_numbers : all candidates meet the same luck
         first_candidate : index of ``params[0]`` in the whole population; a shard dreams as the whole would have
         record : keep latents, actions and rewards of every step too
+        population : candidates of the whole of which ``params`` is a shard; None: P. What a backend chooses by size (a
+            GPU's form) it chooses by this
 
         Returns
         -------
@@ -174,7 +194,7 @@ class DreamEngine:
             common_random_numbers=check_bool("common_random_numbers", common_random_numbers),
             first_candidate=check_int("first_candidate", first_candidate, least=0),
             record=check_bool("record", record),
-            population=params.shape[0] * episodes,
+            population=episodes * check_int("population", len(params) if population is None else population, least=1),
         )
         key_words(plan.seed)
         last = plan.first_candidate + params.shape[0]
@@ -219,34 +239,14 @@ class DreamEngine:
 def _checked_devices(devices: Sequence[str | torch.device]) -> tuple[torch.device, ...]:
     if isinstance(devices, str) or len(devices) == 0:
         raise ValueError(f"devices must be a sequence of at least one device, but was {devices!r}")
-    known = []
-    for device in devices:
-        try:
-            known.append(torch.device(device))
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(_not_here(device)) from error
+    known = [as_device("device", device) for device in devices]
     if len({device.type for device in known}) > 1:
         raise ValueError(f"devices must be of one kind, but were {', '.join(map(str, known))}")
     return tuple(known)
 
 
 def _check_here(device: torch.device) -> None:
-    here = {
-        "cpu": 1,
-        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
-        "mps": int(torch.backends.mps.is_available()),
-    }
-    if (device.index or 0) >= here.get(device.type, 0):
-        raise ValueError(_not_here(device))
-
-
-def _not_here(device: object) -> str:
-    here = ["cpu"]
-    if torch.cuda.is_available():
-        here += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    if torch.backends.mps.is_available():
-        here.append("mps")
-    return f"device must be one that is here ({', '.join(here)}), but was {str(device)!r}"
+    check_device("device", device)
 
 
 def _choose(backend: str, device: torch.device, precision: str, m: MDNRNN, c: ControllerSpec) -> BackendEntry:

@@ -32,6 +32,7 @@ from wm_engine.evolve.protocol import (
     Returns,
     State,
     check_factor,
+    check_home,
     check_start,
     derive_seed,
     held_std,
@@ -41,7 +42,8 @@ from wm_engine.evolve.protocol import (
 _log = logging.getLogger(__name__)
 
 VARIANTS = ("auto", "full", "separable")
-_MOST_FULL_DIMENSIONS = 5000
+MOST_FULL_DIMENSIONS = 5000
+"""Above this a full covariance matrix is too large to learn, and a diagonal one is learnt."""
 # From here on, as in ``cma``, the step size follows a pair of test steps (TPA) instead of its path's length (CSA),
 # which takes of the order of D generations to react: at D = 867 CSA needed 1.8 times the evaluations on the sphere.
 _TEST_STEPS_FROM = 300
@@ -256,7 +258,8 @@ class BatchedCMAES:
     x0 : [D], the first mean; sigma : the first step size; popsize : P, at least 4
     seed : generation g draws from a generator keyed with ``derive_seed(seed, "cmaes", g)``
     variant : "full" | "separable" (a diagonal C, memory O(P·D)) | "auto": separable above 5,000 dimensions
-    device : where the state lives; candidates are drawn there too, so other kinds of device draw other ones
+    device : the CPU or a CUDA GPU; the state lives there, and ``ask`` leaves the candidates there. The noise is drawn
+        there too, so another kind of device, or another model of GPU, draws other candidates
     factor : of the first distribution (see :class:`wm_engine.evolve.protocol.Distribution`); None: the identity
 
     State is float64; the white noise, and products in which it is exact enough, are float32. As in ``cma``, the step
@@ -279,8 +282,8 @@ class BatchedCMAES:
     ) -> None:
         mean, self._sigma, self._popsize, self._seed = check_start(x0, sigma, popsize, seed)
         check_choice("variant", variant, VARIANTS)
-        self._separable = variant == "separable" or (variant == "auto" and mean.size > _MOST_FULL_DIMENSIONS)
-        self._device = torch.device(device)
+        self._separable = variant == "separable" or (variant == "auto" and mean.size > MOST_FULL_DIMENSIONS)
+        self._device = check_home(device)
         self._first_sigma, self._generation = self._sigma, 0
         self._mean = torch.from_numpy(mean).to(self._device)
         self._sigma_path, self._path, self._shift = (torch.zeros_like(self._mean) for _ in range(3))

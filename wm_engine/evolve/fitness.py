@@ -32,10 +32,14 @@ BEGIN, CHOOSE, SCORE = "begin", "choose", "score"
 
 
 class Fitness(Protocol):
-    """Returns of a population. ``unit`` names what ``steps``, the work done so far, counts."""
+    """Returns of a population. ``unit`` names what ``steps``, the work done so far, counts; candidates that are on
+    ``device`` already travel least."""
 
     unit: str
     steps: int
+
+    @property
+    def device(self) -> torch.device: ...
 
     def __call__(self, params: Tensor, generation: int) -> Tensor:
         """Returns f32 [P, E] of ``params`` f32 [P, D] on the luck of ``generation``; NaN where an episode failed."""
@@ -47,7 +51,10 @@ class Fitness(Protocol):
 
 
 class Dreamer(Protocol):
-    """What dreams: a :class:`wm_engine.dream.engine.DreamEngine`, or a fleet of them."""
+    """What dreams on ``device``: a :class:`wm_engine.dream.engine.DreamEngine`, or a fleet of them."""
+
+    @property
+    def device(self) -> torch.device: ...
 
     def rollout(
         self,
@@ -97,6 +104,11 @@ class DreamFitness:
         self._episodes, self._max_steps, self._seed = episodes, max_steps, seed
         self._temperature, self._reward, self._done = temperature, reward, done
         self.steps = 0
+
+    @property
+    def device(self) -> torch.device:
+        """The engine's."""
+        return self._engine.device
 
     def __call__(self, params: Tensor, generation: int) -> Tensor:
         if not self._rounds:
@@ -160,6 +172,7 @@ class RealFitness:
     """
 
     unit = "frames"
+    device = torch.device("cpu")
 
     def __init__(
         self,

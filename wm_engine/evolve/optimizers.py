@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from wm_engine.checks import check_choice
 from wm_engine.errors import CorruptFileError
-from wm_engine.evolve.cmaes import BatchedCMAES
-from wm_engine.evolve.protocol import Optimizer
+from wm_engine.evolve.cmaes import MOST_FULL_DIMENSIONS, BatchedCMAES
+from wm_engine.evolve.protocol import WITHOUT_FLOAT64, Optimizer, check_home, check_start
 from wm_engine.evolve.pycma import PycmaES
 
 OPTIMIZERS: dict[str, type[PycmaES] | type[BatchedCMAES]] = {"pycma": PycmaES, "batched": BatchedCMAES}
@@ -19,22 +20,63 @@ OPTIMIZERS: dict[str, type[PycmaES] | type[BatchedCMAES]] = {"pycma": PycmaES, "
 BATCHED_FROM = 128
 
 
+_CPU = torch.device("cpu")
+
+
+def choose_optimizer(
+    name: str, popsize: int, dimension: int, device: str | torch.device = "auto", beside: torch.device = _CPU
+) -> tuple[str, torch.device]:
+    """The name of an optimiser, "pycma" or "batched", and the device that it lives on.
+
+    name : "auto" takes ``pycma`` below a popsize of 128, else ``batched``; above 5,000 dimensions always ``batched``,
+        which then learns a diagonal only
+    device : "auto" takes ``beside``, the device of the fitness, so that candidates need not leave it; but the CPU for
+        ``pycma``, and in place of a device without float64 (MPS)
+
+    Raises ValueError for an unknown name, and for a device that is not here or that the optimiser cannot live on.
+    """
+    check_choice("optimizer", name, ("auto", *OPTIMIZERS))
+    chosen = name
+    if name == "auto":
+        chosen = "pycma" if popsize < BATCHED_FROM and dimension <= MOST_FULL_DIMENSIONS else "batched"
+    if device == "auto":
+        return chosen, _CPU if chosen == "pycma" or beside.type in WITHOUT_FLOAT64 else beside
+    home = check_home(device)
+    if chosen == "pycma" and home.type != "cpu":
+        why = "" if name == chosen else f", which {name!r} takes for a popsize of {popsize},"
+        raise ValueError(f"device must be 'cpu' for 'pycma'{why} but was {str(home)!r}; 'batched' can live there")
+    return chosen, home
+
+
 def make_optimizer(
-    name: str, x0: Any, sigma: float, popsize: int, seed: int = 0, *, factor: Tensor | None = None
+    name: str,
+    x0: Any,
+    sigma: float,
+    popsize: int,
+    seed: int = 0,
+    *,
+    factor: Tensor | None = None,
+    device: str | torch.device = "cpu",
 ) -> Optimizer:
-    """The optimiser of that name around x0 [D]; ``auto`` takes ``pycma`` below a popsize of 128, else ``batched``.
+    """The optimiser around x0 [D] that :func:`choose_optimizer` names, on its device.
 
     ``factor``: of the first distribution; None: the identity.
     """
-    check_choice("optimizer", name, ("auto", *OPTIMIZERS))
-    if name == "auto":
-        name = "pycma" if popsize < BATCHED_FROM else "batched"
-    return OPTIMIZERS[name](x0, sigma, popsize, seed, factor=factor)
+    mean, _, popsize, _ = check_start(x0, sigma, popsize, seed)
+    name, home = choose_optimizer(name, popsize, mean.size, device)
+    if name == "pycma":
+        return PycmaES(x0, sigma, popsize, seed, factor=factor)
+    return BatchedCMAES(x0, sigma, popsize, seed, factor=factor, device=home)
 
 
-def restore_optimizer(tensors: dict[str, Tensor], values: dict[str, Any]) -> Optimizer:
-    """The optimiser whose ``state()`` this was. CorruptFileError where no optimiser says so."""
+def restore_optimizer(
+    tensors: dict[str, Tensor], values: dict[str, Any], device: str | torch.device | None = None
+) -> Optimizer:
+    """The optimiser whose ``state()`` this was, on ``device``; None: on the device where it was.
+
+    Raises CorruptFileError where no optimiser says that the state is its own, ValueError where the device is not here.
+    """
     kind = values.get("kind")
     if kind not in OPTIMIZERS:
         raise CorruptFileError(f"the optimiser's state names kind {kind!r}; known are {', '.join(OPTIMIZERS)}")
-    return OPTIMIZERS[kind].from_state(tensors, values)
+    return OPTIMIZERS[kind].from_state(tensors, values if device is None else values | {"device": str(device)})

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wm_engine.checks import check_float, check_int
+from wm_engine.checks import check_device, check_float, check_int
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +25,9 @@ State: TypeAlias = tuple[dict[str, Tensor], dict[str, Any]]
 
 # Far outside what a search needs; they keep a diverging or collapsing distribution inside floating-point range.
 _LEAST_STD, _GREATEST_STD = 1e-15, 1e15
+
+WITHOUT_FLOAT64 = ("mps",)
+"""Kinds of device that have no float64."""
 
 
 class Optimizer(Protocol):
@@ -144,6 +147,14 @@ def check_start(x0: Any, sigma: Any, popsize: Any, seed: Any) -> tuple[np.ndarra
     if step == 0.0:
         raise ValueError("sigma must be greater than 0, but was 0.0")
     return mean.copy(), step, check_int("popsize", popsize, least=4), check_int("seed", seed, least=0)
+
+
+def check_home(device: Any) -> torch.device:
+    """The device that a float64 state is to live on; ValueError where it is not here, or knows no float64."""
+    home = check_device("device", device)
+    if home.type in WITHOUT_FLOAT64:
+        raise ValueError(f"device must know float64, but was {str(home)!r}: the CPU can take its place")
+    return home
 
 
 def check_factor(factor: Tensor, dimension: int, diagonal_only: bool = False) -> Tensor:

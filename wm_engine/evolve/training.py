@@ -19,7 +19,7 @@ from wm_engine.checks import check_tensor
 from wm_engine.controller import ControllerSpec, spec_metadata, spec_of
 from wm_engine.errors import CorruptFileError, RunMismatchError, WMEngineError
 from wm_engine.evolve.fitness import BEGIN, CHOOSE, SCORE, Fitness
-from wm_engine.evolve.optimizers import make_optimizer, restore_optimizer
+from wm_engine.evolve.optimizers import choose_optimizer, make_optimizer, restore_optimizer
 from wm_engine.evolve.protocol import Distribution, Optimizer, derive_seed
 from wm_engine.progress import track
 from wm_engine.records import Recorder
@@ -47,7 +47,8 @@ class ControllerSettings(Section):
     seen, and the distribution's mean, meeting ``final_*_episodes`` of fresh luck; the best is the phase's winner.
     """
 
-    free: ClassVar[frozenset[str]] = frozenset({"checkpoint_seconds"})
+    # The device that is found, not what was asked for, decides whether a search can go on (train_controller).
+    free: ClassVar[frozenset[str]] = frozenset({"checkpoint_seconds", "optimizer_device"})
 
     features: Literal["z", "zh", "zhc"] = Field("zh", description="what C sees of M's state")
     hidden_units: int = Field(0, ge=0, description="width of C's hidden layer; 0: linear")
@@ -64,6 +65,10 @@ class ControllerSettings(Section):
     )
     train_in: Literal["dream", "real", "dream_then_real"] = Field("dream", description="where C is evolved")
     optimizer: Literal["auto", "pycma", "batched"] = Field("auto", description="the evolution strategy")
+    optimizer_device: str = Field(
+        "auto",
+        description="where a batched one lives: cpu, cuda, cuda:1; auto takes the dream's device, if that has float64",
+    )
     population: int = Field(64, ge=4, description="candidates a generation")
     sigma: float = Field(0.1, gt=0.0, description="first step size")
 
@@ -160,10 +165,12 @@ def _named(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Phase:
-    """One stretch of evolution: its name, its fitness and its share of the settings."""
+    """One stretch of evolution: its name, its fitness, its optimiser's name and device, its share of the settings."""
 
     name: str
     fitness: Fitness
+    optimizer: str
+    device: torch.device
     generations: int
     sigma: float
     final_episodes: int
@@ -198,29 +205,37 @@ def train_controller(
     Killed at any moment and called again, it ends with the same result to the bit on the same machine: everything
     follows from the seeds, the settings and the generation's number, nothing from the clock.
 
-    Raises ValueError where a needed fitness is missing, RunMismatchError where the checkpoints belong to a training
-    with other settings, WMEngineError where generation after generation has no finite return.
+    Raises ValueError where a needed fitness is missing or the optimiser cannot live on the device that the settings
+    name, RunMismatchError where the checkpoints belong to a training with other settings or with its optimiser on
+    another kind of device, WMEngineError where generation after generation has no finite return.
     """
     fitnesses = {"dream": dream, "real": real}
-    phases = [_phase(settings, name, fitnesses[name]) for name in settings.train_in.split("_then_")]
+    phases = [_phase(settings, name, spec, fitnesses[name]) for name in settings.train_in.split("_then_")]
     if not isinstance(initial, Distribution):
         mean = torch.zeros(spec.num_params) if initial is None else initial
         initial = Distribution(mean, phases[0].sigma)
     start = check_tensor("initial", initial.mean, [spec.num_params])
     begin = replace(initial, mean=start.detach().cpu().double())
+    # Other kinds of device draw other candidates.
+    devices = {phase.name: phase.device.type for phase in phases}
     key = {"settings": settings.identity(), "seed": seed, "iteration": iteration, "identity": dict(identity or {})}
+    key["optimizer_device"] = devices
     training = _Training(settings, phases, begin, seed, iteration, key, checkpoints, recorder)
     training.run()
     return training.result(fitnesses, spec)
 
 
-def _phase(settings: ControllerSettings, name: str, fitness: Fitness | None) -> _Phase:
+def _phase(settings: ControllerSettings, name: str, spec: ControllerSpec, fitness: Fitness | None) -> _Phase:
     if fitness is None:
         raise ValueError(f"{name} must be a fitness where train_in is {settings.train_in!r}, but was None")
+    chosen = choose_optimizer(
+        settings.optimizer, settings.population, spec.num_params, settings.optimizer_device, fitness.device
+    )
+    where = (name, fitness, *chosen)
     if name == "dream":
-        return _Phase(name, fitness, settings.dream_generations, settings.sigma, settings.final_dream_episodes)
+        return _Phase(*where, settings.dream_generations, settings.sigma, settings.final_dream_episodes)
     sigma = settings.real_sigma if settings.train_in == "dream_then_real" else settings.sigma
-    return _Phase(name, fitness, settings.real_generations, sigma, settings.final_real_episodes)
+    return _Phase(*where, settings.real_generations, sigma, settings.final_real_episodes)
 
 
 class _Training:
@@ -252,8 +267,15 @@ class _Training:
             if self._optimizer is None:
                 seed = derive_seed(self._seed, "optimizer", phase.name, self._iteration)
                 begin, population = self._begin(phase), self._settings.population
+                _log.info("controller (%s): optimizer %s (%s)", phase.name, phase.optimizer, phase.device)
                 self._optimizer = make_optimizer(
-                    self._settings.optimizer, begin.mean, begin.sigma, population, seed, factor=begin.factor
+                    phase.optimizer,
+                    begin.mean,
+                    begin.sigma,
+                    population,
+                    seed,
+                    factor=begin.factor,
+                    device=phase.device,
                 )
             self._evolve(phase, self._optimizer)
             self._crown(phase, self._optimizer)
@@ -284,7 +306,8 @@ class _Training:
 
     def _generation(self, phase: _Phase, optimizer: Optimizer, generation: int) -> str:
         steps_before, began = phase.fitness.steps, time.monotonic()
-        params = optimizer.ask().float().cpu()
+        params = optimizer.ask().float().to(phase.fitness.device)
+        float(params[0, 0])  # waits for a GPU, whose work would count as the fitness's otherwise
         asked = time.monotonic()
         returns = phase.fitness(params, generation).double()
         evaluated = time.monotonic()
@@ -332,13 +355,14 @@ class _Training:
 
     def _remember(self, phase: _Phase, params: Tensor, means: Tensor, generation: int) -> None:
         """Keep the generation's best in the history, and the best of all so far as the elite."""
-        ranked = torch.nan_to_num(means, nan=-math.inf, posinf=-math.inf)
-        best = int(ranked.argmax())
-        self._append(f"history.{phase.name}", params[best : best + 1])
+        ranked = torch.nan_to_num(means, nan=-math.inf, posinf=-math.inf).cpu()
+        best = ranked.argsort(descending=True, stable=True)[: max(1, self._settings.finalists)]
+        found = params[best].cpu()  # all that is kept of them leaves their device
+        self._append(f"history.{phase.name}", found[:1])
 
         # Returns of different generations met different luck, so this is a shortlist, not a verdict: the final decides.
-        pool = torch.cat([self._tensors["elite"], params]) if self._where["elite"] else params
-        entries = self._where["elite"] + [[value, generation] for value in ranked.tolist()]
+        pool = torch.cat([self._tensors["elite"], found]) if self._where["elite"] else found
+        entries = self._where["elite"] + [[value, generation] for value in ranked[best].tolist()]
         order = sorted(range(len(entries)), key=lambda i: -entries[i][0])
         order = [i for i in order if math.isfinite(entries[i][0])][: self._settings.finalists]
         self._tensors["elite"] = pool[order].clone()
@@ -420,7 +444,9 @@ class _Training:
         }
         self._tensors = {name: value for name, value in tensors.items() if not name.startswith("optimizer.")}
         self._where = state["where"]
-        self._optimizer = restore_optimizer(parts, state["optimizer"]) if parts else None
+        if parts:
+            device = self._phases[self._where["phase"]].device
+            self._optimizer = restore_optimizer(parts, state["optimizer"], device)
 
 
 def _statistics(returns: Tensor) -> dict[str, float]:

@@ -1,0 +1,300 @@
+"""The optimiser on the dream's device: nothing of it is left on the CPU, and nothing but the place changes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fleets import PickledFleet
+from pretend import DEVICE, pretend_device
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from world import World
+
+from wm_engine import DreamEngine
+from wm_engine.bench.evolution import ellipsoid
+from wm_engine.config import make_config
+from wm_engine.distributed import DreamRecipe, FleetEngine
+from wm_engine.dream.types import DreamOutput
+from wm_engine.errors import ConfigError, RunMismatchError
+from wm_engine.evolve import (
+    BatchedCMAES,
+    ControllerResult,
+    ControllerSettings,
+    DreamFitness,
+    make_optimizer,
+    restore_optimizer,
+    train_controller,
+)
+from wm_engine.evolve.optimizers import choose_optimizer
+from wm_engine.records import Recorder
+from wm_engine.rounds import check_machine
+from wm_engine.runs import Checkpoints
+
+CPU, CUDA, MPS = map(torch.device, ("cpu", "cuda", "mps"))
+
+
+def climb(optimizer: BatchedCMAES, generations: int) -> BatchedCMAES:
+    for _ in range(generations):
+        optimizer.tell(-ellipsoid(optimizer.ask().cpu() - 1.0))
+    return optimizer
+
+
+def begun(device: torch.device, variant: str, dimension: int) -> BatchedCMAES:
+    return BatchedCMAES(torch.zeros(dimension), 0.5, 6, seed=5, variant=variant, device=device)
+
+
+@pytest.mark.parametrize("variant", ["full", "separable"])
+@pytest.mark.parametrize("dimension", [40, 305])  # the step size has two rules
+def test_it_is_the_same_search_wherever_it_lives(variant: str, dimension: int) -> None:
+    whole = climb(begun(CPU, variant, dimension), 9)
+    with pretend_device() as device:
+        there = climb(begun(device, variant, dimension), 5)
+        candidates = there.ask()
+        assert candidates.device == there.mean.device == device
+        tensors, values = there.state()
+        assert {tensor.device for tensor in tensors.values()} == {CPU}
+        resumed = restore_optimizer(tensors, values)
+        assert torch.equal(resumed.ask().cpu(), candidates.cpu())
+        assert isinstance(resumed, BatchedCMAES)
+        climb(resumed, 4)
+        assert torch.equal(resumed.ask().cpu(), whole.ask())
+        assert torch.equal(resumed.distribution.factor, whole.distribution.factor)
+        assert resumed.sigma == whole.sigma
+        moved = restore_optimizer(*climb(begun(CPU, variant, dimension), 5).state(), device)
+        assert torch.equal(moved.ask().cpu(), candidates.cpu())
+        again = BatchedCMAES(whole.mean, 0.1, 6, variant=variant, factor=whole.distribution.factor, device=device)
+        assert again.ask().device == device
+
+
+@pytest.mark.parametrize("variant", ["full", "separable"])
+def test_its_state_lives_on_its_device(variant: str) -> None:
+    with pretend_device() as device:
+        optimizer = climb(begun(device, variant, 40), 5)
+        optimizer.ask()
+        parts = {**vars(optimizer), **vars(optimizer._shape)}
+        kept = {name: part.device for name, part in parts.items() if isinstance(part, Tensor)}
+    assert len(kept) >= 7
+    assert set(kept.values()) == {device}
+
+
+def test_the_waits_for_the_device_do_not_grow() -> None:
+    """Each number that the CPU reads is one."""
+
+    class Counted(TorchDispatchMode):
+        waits = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            Counted.waits += func.name() == "aten::_local_scalar_dense"
+            return func(*args, **(kwargs or {}))
+
+    for dimension, popsize in ((305, 8), (305, 400), (12, 400)):
+        optimizer = BatchedCMAES(torch.zeros(dimension), 0.5, popsize)
+        returns = torch.arange(float(popsize))
+        optimizer.ask()
+        optimizer.tell(returns)
+        Counted.waits = 0
+        with Counted():
+            optimizer.ask()
+            optimizer.tell(returns)
+        assert 0 < Counted.waits <= 10
+
+
+@pytest.mark.parametrize(
+    ("name", "planted", "said"),
+    [
+        ("shape.factor", torch.tensor([1.0, 1e-9, 1.0, 1.0]).diag(), "begins anew"),
+        ("shape.factor", torch.tensor([1.0, 1e-5, 1.0, 1.0]).diag(), ""),  # its steps are float64
+        ("shape.pending", -3.0 * torch.eye(4), "the covariance stays as it was"),
+        ("shape.stds", torch.full((4,), 1e-150, dtype=torch.float64), "scales are held"),
+    ],
+)
+def test_a_degenerate_distribution_is_mended_there(
+    name: str, planted: Tensor, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    variant = "separable" if name == "shape.stds" else "full"
+    with pretend_device() as device, caplog.at_level(logging.WARNING):
+        tensors, values = BatchedCMAES(torch.zeros(4), 0.5, 12, variant=variant, device=device).state()
+        sigma = 0.5e150 if variant == "separable" else 0.5
+        optimizer = BatchedCMAES.from_state(tensors | {name: planted.double()}, values | {"sigma": sigma})
+        for _ in range(20):
+            optimizer.ask()
+            optimizer.tell(torch.arange(12.0))
+        assert bool(torch.isfinite(optimizer.ask().cpu()).all())
+    assert said in caplog.text
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor.clone, torch.Tensor.numpy, torch.Tensor.tolist, lambda x: x.to(DEVICE)])
+def test_returns_of_any_kind_are_told(kind: Callable[[Tensor], Any]) -> None:
+    with pretend_device() as device:
+        optimizer = begun(device, "full", 8)
+        optimizer.ask()
+        optimizer.tell(kind(torch.arange(6.0)))
+        assert optimizer.last_ranking is not None
+        assert optimizer.last_ranking.order.tolist() == [5, 4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "popsize", "beside", "found"),
+    [
+        ("auto", 64, CUDA, ("pycma", CPU)),
+        ("auto", 256, CUDA, ("batched", CUDA)),
+        ("auto", 256, torch.device("cuda:1"), ("batched", torch.device("cuda:1"))),
+        ("auto", 256, CPU, ("batched", CPU)),
+        ("batched", 64, CUDA, ("batched", CUDA)),
+        ("batched", 64, MPS, ("batched", CPU)),
+        ("pycma", 4096, CUDA, ("pycma", CPU)),
+    ],
+)
+def test_auto_is_the_dreams_device_where_it_can(
+    name: str, popsize: int, beside: torch.device, found: tuple[str, torch.device]
+) -> None:
+    assert choose_optimizer(name, popsize, 867, "auto", beside) == found
+    assert choose_optimizer(name, popsize, 867, "cpu", beside) == (found[0], CPU)
+
+
+def test_a_device_that_cannot_be_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wm_engine.checks.device_counts", lambda: {"cpu": 1, "cuda": 1, "mps": 1})
+    for device, message in (
+        ("toaster", r"device must be one that is here \(cpu, cuda:0, mps\), but was 'toaster'"),
+        ("cuda:1", r"device must be one that is here \(cpu, cuda:0, mps\), but was 'cuda:1'"),
+        ("mps", "device must know float64, but was 'mps'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            BatchedCMAES(torch.zeros(4), 0.5, 8, device=device)
+        with pytest.raises(ValueError, match=message):
+            make_optimizer("batched", torch.zeros(4), 0.5, 8, device=device)
+        config = make_config({"controller": {"optimizer_device": device, "population": 256}, "device": "cpu"}, "test")
+        with pytest.raises(ConfigError, match=rf"controller\.optimizer_device: {message}"):
+            check_machine(config)
+    with pytest.raises(ValueError, match="device must be 'cpu' for 'pycma' but was 'cuda'; 'batched' can live there"):
+        choose_optimizer("pycma", 256, 867, "cuda")
+    with pytest.raises(ValueError, match="'cpu' for 'pycma', which 'auto' takes for a popsize of 64, but was 'cuda:0'"):
+        make_optimizer("auto", torch.zeros(4), 0.5, 64, device="cuda:0")
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing catches it."""
+
+
+class Elsewhere:
+    """An engine on the pretended device: takes candidates there alone, and leaves its output there."""
+
+    device = DEVICE
+
+    def __init__(self, world: World, last: int = 1000) -> None:
+        self._engine, self.calls, self._last = DreamEngine(world.m, world.spec, backend="torch"), 0, last
+
+    def rollout(self, params: Tensor, starts: Any, **plan: Any) -> DreamOutput:
+        if self.calls == self._last:
+            raise Killed
+        self.calls += 1
+        if plan["episodes"] != 5:  # the few candidates of a final are on the CPU
+            assert params.device == DEVICE
+        output = self._engine.rollout(params.cpu(), starts, **plan)
+        return DreamOutput(*(part.to(DEVICE) for part in (output.returns, output.lengths, output.failed)))
+
+
+def train(folder: Path, world: World, engine: Any, race: int = 0, real: Any = None, **changes: Any) -> ControllerResult:
+    plain = {"population": 24, "dream_generations": 4, "optimizer": "batched", "finalists": 2}
+    settings = ControllerSettings(**(plain | {"dream_episodes": 8, "final_dream_episodes": 5} | changes))
+    fitness = DreamFitness(engine, world.starts, episodes=8, max_steps=12, done="sample", race=race)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    with Recorder(folder / "metrics") as recorder:
+        return train_controller(
+            settings, world.spec, dream=fitness, real=real, checkpoints=checkpoints, recorder=recorder
+        )
+
+
+def saved(folder: Path, result: ControllerResult) -> bytes:
+    result.save(folder / "result.safetensors")
+    return (folder / "result.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("race", [0, 2])
+def test_a_training_beside_a_dream_elsewhere(tmp_path: Path, race: int, caplog: pytest.LogCaptureFixture) -> None:
+    world = World(starts=6)
+    here = DreamEngine(world.m, world.spec, backend="torch")
+    want = saved(tmp_path / "here", train(tmp_path / "here", world, here, race))
+    with pretend_device(), caplog.at_level(logging.INFO):
+        there = train(tmp_path / "there", world, Elsewhere(world), race)
+        assert saved(tmp_path / "there", there) == want
+        with pytest.raises(Killed):
+            train(tmp_path / "killed", world, Elsewhere(world, last=2), race)
+        assert saved(tmp_path / "killed", train(tmp_path / "killed", world, Elsewhere(world), race)) == want
+    assert "optimizer batched (lazy)" in caplog.text
+
+
+def test_a_training_with_its_optimiser_away_from_the_dream(tmp_path: Path) -> None:
+    world = World(starts=6)
+    here, there = DreamEngine(world.m, world.spec, backend="torch"), Elsewhere(world)
+    want = saved(tmp_path / "here", train(tmp_path / "here", world, here))
+    with pretend_device():
+        away = train(tmp_path / "away", world, here, optimizer_device="lazy")
+        assert saved(tmp_path / "away", away) == want
+        back = train(tmp_path / "back", world, there, optimizer_device="cpu")
+        assert saved(tmp_path / "back", back) == want
+
+
+class Road:
+    """A real environment on the CPU: worth falls with the distance from 1."""
+
+    unit, device, steps, calls = "frames", CPU, 0, 0
+
+    def __init__(self, last: int = 1000) -> None:
+        self._last = last
+
+    def __call__(self, params: Tensor, generation: int) -> Tensor:
+        if self.calls == self._last:
+            raise Killed
+        self.calls += 1
+        assert params.device == CPU
+        return -((params - 1.0) ** 2).sum(dim=1, keepdim=True)
+
+    def fresh(self, params: Tensor, episodes: int, stream: str) -> Tensor:
+        return -((params - 1.0) ** 2).sum(dim=1, keepdim=True).expand(-1, episodes)
+
+
+@pytest.mark.parametrize("optimizer_device", ["auto", "lazy"])
+def test_each_phase_has_its_own_device(tmp_path: Path, optimizer_device: str, caplog: pytest.LogCaptureFixture) -> None:
+    world = World(starts=6)
+    here = DreamEngine(world.m, world.spec, backend="torch")
+    options: dict[str, Any] = {"train_in": "dream_then_real", "real_generations": 4}
+    want = saved(tmp_path / "here", train(tmp_path / "here", world, here, real=Road(), **options))
+    options["optimizer_device"] = optimizer_device
+    with pretend_device(), caplog.at_level(logging.INFO):
+        with pytest.raises(Killed):
+            train(tmp_path / "there", world, Elsewhere(world), real=Road(last=2), **options)
+        there = train(tmp_path / "there", world, Elsewhere(world), real=Road(), **options)
+        assert saved(tmp_path / "there", there) == want
+    assert "controller (dream): optimizer batched (lazy)" in caplog.text
+    home = "cpu" if optimizer_device == "auto" else "lazy"
+    assert f"controller (real): optimizer batched ({home})" in caplog.text
+
+
+def test_going_on_with_another_kind_of_device_is_refused(tmp_path: Path) -> None:
+    world = World(starts=6)
+    with pretend_device():
+        with pytest.raises(Killed):
+            train(tmp_path, world, Elsewhere(world, last=2))
+        with pytest.raises(RunMismatchError, match=r"optimizer_device\.dream was 'lazy' and is now 'cpu'"):
+            train(tmp_path, world, Elsewhere(world), optimizer_device="cpu")
+        # By its name or as the dream's, it is the same device.
+        train(tmp_path, world, Elsewhere(world), optimizer_device="lazy")
+
+
+def test_a_fleets_driver_keeps_the_optimiser_where_it_would_dream() -> None:
+    world = World(candidates=7, starts=4)
+    plan: dict[str, Any] = {"episodes": 4, "max_steps": 12, "seed": 7, "done": "sample"}
+    want = DreamEngine(world.m, world.spec, backend="torch").rollout(world.params, world.starts, **plan)
+    recipe = DreamRecipe(world.m, world.spec, "cpu", "torch", "fp32")
+    assert FleetEngine(recipe, PickledFleet(2)).device == CPU
+    with pretend_device() as device:
+        engine = FleetEngine(recipe, PickledFleet(2), device)
+        output = engine.rollout(world.params.to(device), world.starts, **plan)
+        assert output.returns.device == DreamFitness(engine, world.starts).device == device
+        assert torch.equal(output.returns.cpu(), want.returns)
