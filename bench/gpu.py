@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ from torch import Tensor
 
 from wm_engine import kernels
 from wm_engine.dream.triton_backend import TritonBackend, missing
+from wm_engine.dream.types import DreamOutput
 from wm_engine.ops import mdn, registered
 from wm_engine.ops.mdn import HeadLayout
 from wm_engine.rng import StepDraws
 from wm_engine.runs import write_json, write_text
 
 from .check import WrongResultError, check, check_draws, check_values
+from .forced import check_steps
 from .provenance import provenance
 from .rivals import Rival, rivals
 from .workload import Setup, Workload, prepare
@@ -108,15 +111,22 @@ def ceilings() -> dict[str, float]:
 def forms(precision: str) -> list[Rival]:
     """The Triton backend in each of its forms, by name, as rivals."""
 
-    def build(form: str) -> Callable[[Setup], Callable[[], Tensor]]:
-        def prepared(setup: Setup) -> Callable[[], Tensor]:
-            backend = TritonBackend(setup.m, setup.spec, torch.device(DEVICE), precision, form)
-            params = setup.params.to(DEVICE)
-            return lambda: backend.rollout(params, setup.starts, setup.plan).returns.cpu()
+    def prepared(form: str, setup: Setup, record: bool) -> Callable[[], DreamOutput]:
+        backend = TritonBackend(setup.m, setup.spec, torch.device(DEVICE), precision, form)
+        params, plan = setup.params.to(DEVICE), replace(setup.plan, record=record)
+        return lambda: backend.rollout(params, setup.starts, plan)
 
-        return prepared
+    def rival(form: str) -> Rival:
+        def build(setup: Setup) -> Callable[[], Tensor]:
+            dream = prepared(form, setup, record=False)
+            return lambda: dream().returns.cpu()
 
-    return [Rival(f"triton {form} {precision}", "engine", DEVICE, precision, build(form)) for form in _FORMS]
+        name = f"triton {form} {precision}"
+        return Rival(
+            name, "engine", DEVICE, precision, build, record=lambda setup: prepared(form, setup, record=True)()
+        )
+
+    return [rival(form) for form in _FORMS]
 
 
 def contestants() -> tuple[list[Rival], dict[str, str]]:
@@ -135,8 +145,14 @@ def contestants() -> tuple[list[Rival], dict[str, str]]:
 
 
 def parity(setup: Setup, rival: Rival, yardstick: Tensor) -> dict[str, Any]:
-    """Short dreams against float64, whole ones twice to the bit, and the mean return against ``yardstick`` [P, E]."""
+    """Single steps and short dreams against float64, whole dreams twice to the bit and their mean return.
+
+    yardstick : returns [P, E] that the mean is compared with, in standard errors
+
+    Peers, which give returns alone, take no single steps.
+    """
     try:
+        steps = None if rival.record is None else check_steps(rival, setup)
         comparison = check(rival, setup.resized(candidates=min(_CHECKED, setup.workload.candidates)))
     except WrongResultError as error:
         return {"passed": False, "reason": str(error)}
@@ -152,6 +168,7 @@ def parity(setup: Setup, rival: Rival, yardstick: Tensor) -> dict[str, Any]:
         "reason": reason,
         "errors": None if comparison is None else comparison.errors,
         "allowed": None if comparison is None else comparison.allowed,
+        "steps": None if steps is None else asdict(steps),
         "equal_twice": twice,
         "standard_errors": distance,
     }
@@ -189,9 +206,13 @@ def mixture_speeds(limits: dict[str, float], batch: int = 1 << 19) -> Iterator[d
     """
     for mixture in mdn.MIXTURES:
         layout = HeadLayout(32, 5, mixture)
-        head = 0.5 * torch.randn(batch, layout.size, device=DEVICE)
+        numbers = torch.Generator(DEVICE).manual_seed(0)
+        head = 0.5 * torch.randn(batch, layout.size, device=DEVICE, generator=numbers)
         views = layout.split(head)
-        parts, target = [views.logits, views.means, views.log_stds], torch.randn(batch, 32, device=DEVICE)
+        parts, target = (
+            [views.logits, views.means, views.log_stds],
+            torch.randn(batch, 32, device=DEVICE, generator=numbers),
+        )
         counters = torch.zeros(batch, 3, dtype=torch.int64, device=DEVICE)
         counters[:, 1] = torch.arange(batch, device=DEVICE)
         read, needed = 4 * sum(part[0].numel() for part in parts), 4 * 32
@@ -274,11 +295,16 @@ def markdown(result: dict[str, Any]) -> str:
             lines.append(f"| {row['op']} | {row['mixture']} | {row['error']} | |")
         else:
             lines.append(f"| {row['op']} | {row['mixture']} | {row['of_copy']:.0%} | {row['times_torch']:.1f} |")
-    lines += ["", "| rival | H | mixture | right | why not |", "| --- | --- | --- | --- | --- |"]
+    lines += ["", "| rival | H | mixture | right | a step's errors: z, actions, rewards (allowed) | why not |"]
+    lines += ["| --- | --- | --- | --- | --- | --- |"]
     for row in result["parity"]:
         right = {True: "yes", False: "no", None: "-"}[row["passed"]]
-        lines.append(f"| {row['rival']} | {row['hidden']} | {row['mixture']} | {right} | {row['reason']} |")
-    lines += [f"| {name} | | | - | {reason} |" for name, reason in result["absent"].items()]
+        steps = row.get("steps") or {"errors": {}, "allowed": {}}
+        pairs = zip(steps["errors"].values(), steps["allowed"].values(), strict=True)
+        shown = ", ".join(f"{error:.1e} ({allowed:.1e})" for error, allowed in pairs)
+        cells = (row["rival"], row["hidden"], row["mixture"], right, shown, row["reason"])
+        lines.append(f"| {' | '.join(map(str, cells))} |".replace("  ", " "))
+    lines += [f"| {name} | | | - | | {reason} |" for name, reason in result["absent"].items()]
     lines += ["", "| H | mixture | rollouts | rival | M steps/s | of the matrix ceiling | bytes a rollout |"]
     lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
     for row in result["speeds"]:

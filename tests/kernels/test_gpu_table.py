@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from wm_engine.bench import gpu
 from wm_engine.bench.check import WrongResultError
 from wm_engine.bench.rivals import Rival, rivals
 from wm_engine.bench.workload import Setup
+from wm_engine.dream.types import DreamOutput
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
@@ -46,8 +48,15 @@ def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
             raise torch.OutOfMemoryError("Tried to allocate 2 GiB\nmore")
         return sound.build(setup)
 
+    def astray(setup: Setup) -> DreamOutput:
+        assert sound.record is not None
+        out = sound.record(setup)
+        assert out.z is not None
+        return replace(out, z=out.z + 1e-3)
+
     faulty = {"engine off": wrong, "peer broken": broken, "peer large": large}
     field = [sound, *(Rival(name, name.split()[0], "cpu", "fp32", build) for name, build in faulty.items())]
+    field.append(replace(sound, name="engine astray", record=astray))
     monkeypatch.setattr(gpu, "contestants", lambda: (field, {"JAX": "not installed"}))
 
 
@@ -58,6 +67,12 @@ def test_what_fails_is_a_row_and_the_others_are_measured() -> None:
     verdicts = {row["rival"]: row for row in result["parity"]}
     assert verdicts["torch fp32"]["passed"]
     assert len(verdicts["torch fp32"]["errors"]) == 2
+    steps = verdicts["torch fp32"]["steps"]
+    assert all(0.0 < steps["errors"][name] <= steps["allowed"][name] for name in ("z", "actions", "rewards"))
+    assert verdicts["peer large"]["passed"]
+    assert verdicts["peer large"]["steps"] is None
+    assert verdicts["engine astray"]["passed"] is False
+    assert "one step from given states: z 0.001 off" in verdicts["engine astray"]["reason"]
     assert verdicts["torch fp32"]["standard_errors"] == 0.0
     assert verdicts["engine off"]["passed"] is False
     assert "no speed is given" in verdicts["engine off"]["reason"]
@@ -69,7 +84,7 @@ def test_what_fails_is_a_row_and_the_others_are_measured() -> None:
     assert speeds["peer large", 32]["steps_per_second"] > 0.0
     assert speeds["peer large", 64]["error"] == "out of memory: Tried to allocate 2 GiB"
     # Written after every row.
-    assert len(kept) == 8
+    assert len(kept) == 9
     assert "| 8 | shared | 64 | peer large | out of memory: Tried to allocate 2 GiB | | |" in kept[-1]
     assert "peer large | out of memory" not in kept[-2]
 
@@ -77,9 +92,9 @@ def test_what_fails_is_a_row_and_the_others_are_measured() -> None:
 @pytest.mark.usefixtures("without_a_gpu")
 def test_what_there_is_no_time_for_is_named() -> None:
     result = gpu.measure([8], [32], ["shared"], 4, lambda now: None, lambda: 0.0)
-    assert [row["passed"] for row in result["parity"]] == [None] * 4
+    assert [row["passed"] for row in result["parity"]] == [None] * 5
     assert result["speeds"] == []
-    assert "| torch fp32 | 8 | shared | - | no time was left |" in gpu.markdown(result)
+    assert "| torch fp32 | 8 | shared | - | | no time was left |" in gpu.markdown(result)
 
 
 @pytest.mark.usefixtures("without_a_gpu")
@@ -108,13 +123,16 @@ def test_wrong_draws_get_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_table_holds_what_was_measured() -> None:
     where = {"rival": "triton persistent bf16", "rollouts": 4096, "hidden": 256, "mixture": "shared"}
     measured = {"steps_per_second": 2.5e6, "of_matrix_ceiling": 0.125, "bytes_per_rollout": 4000.0}
+    steps = {"errors": {"z": 1e-3, "actions": 2e-7, "rewards": 2e-3}, "left_out": 0.1}
+    steps["allowed"] = {"z": 1e-2, "actions": 2e-2, "rewards": 2e-2}
     op = {"op": "sample", "mixture": "shared", "of_copy": 0.5, "times_torch": 3.0}
     result = {
         "provenance": {"device": "a GPU", "commit": "abc"},
         "ceilings": LIMITS,
         "million": {"gigabytes": 5.75},
         "parity": [
-            {"rival": "triton steps bf16", "hidden": 256, "mixture": "shared", "passed": False, "reason": "off"}
+            {"rival": "triton steps bf16", "hidden": 256, "mixture": "shared", "passed": False, "reason": "off"},
+            {"rival": "torch bf16", "hidden": 256, "mixture": "shared", "passed": True, "reason": "", "steps": steps},
         ],
         "absent": {"JAX": "not installed"},
         "speeds": [where | measured, where | {"error": "out of memory"}],
@@ -125,8 +143,9 @@ def test_the_table_holds_what_was_measured() -> None:
         "device a GPU, commit abc",
         "200 TFLOP/s in bf16, 4.00 TB/s copied",
         "2^20 rollouts in bf16 take 5.8 GB",
-        "| triton steps bf16 | 256 | shared | no | off |",
-        "| JAX | | | - | not installed |",
+        "| triton steps bf16 | 256 | shared | no | | off |",
+        "| torch bf16 | 256 | shared | yes | 1.0e-03 (1.0e-02), 2.0e-07 (2.0e-02), 2.0e-03 (2.0e-02) | |",
+        "| JAX | | | - | | not installed |",
         "| 256 | shared | 4096 | triton persistent bf16 | 2.5 | 12.5% | 4000 |",
         "| 256 | shared | 4096 | triton persistent bf16 | out of memory | | |",
         "| sample | shared | 50% | 3.0 |",
