@@ -14,6 +14,7 @@ from wm_engine import kernels
 from wm_engine.controller import ControllerSpec
 from wm_engine.dream.crossover import crossover
 from wm_engine.dream.types import DreamOutput, RolloutPlan, Starts
+from wm_engine.errors import DeviceLimitError
 from wm_engine.memory.model import MDNRNN
 from wm_engine.rng import key_words
 
@@ -60,6 +61,7 @@ class TritonBackend:
         from wm_engine.kernels import launch
 
         self._spec, self._form, self._device, self._launch = c, form, device, launch
+        self._precision = precision
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         if settings is None:
             settings = launch.default_settings(*_target(device, interpreted), m.hidden, dtype)
@@ -86,7 +88,19 @@ class TritonBackend:
 
     @torch.inference_mode()
     def rollout(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
-        """See :class:`wm_engine.dream.types.Backend`."""
+        """See :class:`wm_engine.dream.types.Backend`. DeviceLimitError where a kernel does not fit the device."""
+        try:
+            return self._rollout(params, starts, plan)
+        except Exception as error:
+            if not self._launch.beyond_device(error):
+                raise
+            sizes = ", ".join(f"{name} {self._model.sizes[name]}" for name in ("latent", "hidden", "mixtures"))
+            raise DeviceLimitError(
+                f"backend 'triton' cannot dream {sizes} in {self._precision} on {self._device}: its kernels do not fit "
+                f"the device ({error})"
+            ) from error
+
+    def _rollout(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
         spec, device = self._spec, self._device
         P, E = params.shape[0], plan.episodes
         params = params.to(device, torch.float32).contiguous()
