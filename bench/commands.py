@@ -179,8 +179,18 @@ def bench(
     metavar="DIR",
     help="Where trace.json, profile.json and roofline.png go.",
 )
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="Write profile.json here too."
+)
 def profile(
-    candidates: int, device: str, threads: int | None, backend: str, precision: str, out: Path, **sizes: Any
+    candidates: int,
+    device: str,
+    threads: int | None,
+    backend: str,
+    precision: str,
+    out: Path,
+    json_path: Path | None,
+    **sizes: Any,
 ) -> None:
     """Show where the time of a dream step goes.
 
@@ -227,7 +237,8 @@ def profile(
     except WrongResultError as error:
         click.echo(f"WRONG, not profiled: {error}")
         sys.exit(1)
-    write_json(out / "profile.json", record)
+    for path in (out / "profile.json", *((json_path,) if json_path else ())):
+        write_json(path, record)
     click.echo(f"trace.json, profile.json and roofline.png are in {out}")
 
 

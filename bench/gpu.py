@@ -31,6 +31,7 @@ from wm_engine.ops.mdn import HeadLayout
 from wm_engine.rng import StepDraws
 from wm_engine.runs import write_json, write_text
 
+from . import targets
 from .check import WrongResultError, check, check_draws, check_values
 from .forced import check_steps
 from .provenance import provenance
@@ -270,12 +271,7 @@ def origin() -> dict[str, Any]:
         f"{properties.name}, {properties.multi_processor_count} multiprocessors, "
         f"{properties.total_memory / 2**30:.0f} GiB"
     )
-    found = provenance(DEVICE, None) | {"device": device, "triton": None}
-    if kernels.missing() is None:
-        import triton
-
-        found["triton"] = triton.__version__
-    return found
+    return provenance(DEVICE, None) | {"device": device}
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -314,6 +310,7 @@ def markdown(result: dict[str, Any]) -> str:
             continue
         share, size = row["of_matrix_ceiling"], row["bytes_per_rollout"]
         lines.append(f"{start}{1e-6 * row['steps_per_second']:.1f} | {share:.1%} | {size:.0f} |")
+    lines += targets.lines(result)
     return "\n".join(lines) + "\n"
 
 

@@ -305,21 +305,11 @@ def test_the_command_shows_a_gpus_kernels(
     monkeypatch.setattr(commands, "rivals", lambda *arguments: ([rival], {}))
     monkeypatch.setattr(commands, "measure_roofs", lambda *arguments: ROOFS)
     monkeypatch.setattr(commands, "provenance", lambda device, threads: provenance("cpu", threads))
-    arguments = [
-        "-P3",
-        "-E4",
-        "-T20",
-        "-Z6",
-        "-H16",
-        "-K3",
-        "--device=cuda",
-        "--precision=bf16",
-        "--out",
-        str(tmp_path),
-    ]
+    sizes = ["-P3", "-E4", "-T20", "-Z6", "-H16", "-K3", "--device=cuda", "--precision=bf16"]
+    files = ["--out", str(tmp_path), "--json", str(tmp_path / "copy.json")]
     threads = torch.get_num_threads()
     try:
-        result = CliRunner().invoke(commands.profile, arguments)
+        result = CliRunner().invoke(commands.profile, [*sizes, *files])
     finally:
         torch.set_num_threads(threads)
     assert result.exit_code == 0, result.output
@@ -337,6 +327,7 @@ def test_the_command_shows_a_gpus_kernels(
     assert {"gflops", "intensity", "of_bandwidth", "flops", "seconds", "share", "calls"} <= row.keys()
     assert written["elementwise", None]["bytes"] is None
     assert (tmp_path / "roofline.png").stat().st_size > 0
+    assert (tmp_path / "copy.json").read_text() == (tmp_path / "profile.json").read_text()
 
 
 def test_operators_on_a_cpu_have_bytes_flops_and_fractions(tmp_path: Path) -> None:

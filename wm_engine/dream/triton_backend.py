@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -159,7 +158,7 @@ class TritonBackend:
         """All that the crossover depends on."""
         sizes = ",".join(f"{name}={size}" for name, size in self._model.sizes.items())
         mixture = "shared" if self._model.shared else "per_dim"
-        versions = f"triton {metadata.version('triton')}, torch {torch.__version__}"
+        versions = f"triton {self._launch.triton.__version__}, torch {torch.__version__}"
         dtype = self._model.tensors["gate_weights"].dtype
         name = torch.cuda.get_device_name(self._device)
         return f"{name}; {versions}; {mixture}; {dtype}; {sizes}; {self._model.settings}; {self._shape}"
