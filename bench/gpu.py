@@ -34,6 +34,7 @@ from wm_engine.runs import write_json, write_text
 from . import targets
 from .check import WrongResultError, check, check_draws, check_values
 from .forced import check_steps
+from .kernel_costs import FORMS, form_cost
 from .provenance import provenance
 from .rivals import Rival, rivals
 from .workload import Setup, Workload, prepare
@@ -176,7 +177,10 @@ def parity(setup: Setup, rival: Rival, yardstick: Tensor) -> dict[str, Any]:
 
 
 def speed(setup: Setup, rival: Rival, limits: dict[str, float]) -> dict[str, Any]:
-    """Dream steps per second, the share of the matrix ceiling that they use, and torch's device memory a rollout."""
+    """Dream steps per second, the shares of the ceilings that they use, and torch's device memory a rollout.
+
+    The share of the copy's bandwidth is that of the least that a form of ours must move; others' is not known.
+    """
     work = setup.workload
     # Beyond a number of shapes torch.compile would quietly run as plain torch.
     torch.compiler.reset()
@@ -184,9 +188,12 @@ def speed(setup: Setup, rival: Rival, limits: dict[str, float]) -> dict[str, Any
     taken = peak_bytes(lambda: seconds.update(quantiles(rival.build(setup))))
     steps = work.rollouts * work.steps
     macs = steps * sum(work.macs_per_step().values())
+    form = rival.name.split()[1]
+    moved = form_cost(form, setup, rival.precision).bytes if form in FORMS else None
     return {
         "steps": work.steps, "seconds": seconds, "steps_per_second": steps / seconds["p50"],
         "of_matrix_ceiling": macs / seconds["p50"] / limits["bf16_macs_per_second"],
+        "of_copy": None if moved is None else moved / seconds["p50"] / limits["copy_bytes_per_second"],
         "bytes_per_rollout": taken / work.rollouts,
     }  # fmt: skip
 
@@ -301,15 +308,19 @@ def markdown(result: dict[str, Any]) -> str:
         cells = (row["rival"], row["hidden"], row["mixture"], right, shown, row["reason"])
         lines.append(f"| {' | '.join(map(str, cells))} |".replace("  ", " "))
     lines += [f"| {name} | | | - | | {reason} |" for name, reason in result["absent"].items()]
-    lines += ["", "| H | mixture | rollouts | rival | M steps/s | of the matrix ceiling | bytes a rollout |"]
-    lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
+    lines += [
+        "",
+        "| H | mixture | rollouts | rival | M steps/s | of the matrix ceiling | of the copy | bytes a rollout |",
+    ]
+    lines += ["| --- | --- | --- | --- | --- | --- | --- | --- |"]
     for row in result["speeds"]:
         start = f"| {row['hidden']} | {row['mixture']} | {row['rollouts']} | {row['rival']} | "
         if "error" in row:
-            lines.append(f"{start}{row['error']} | | |")
+            lines.append(f"{start}{row['error']} | | | |")
             continue
         share, size = row["of_matrix_ceiling"], row["bytes_per_rollout"]
-        lines.append(f"{start}{1e-6 * row['steps_per_second']:.1f} | {share:.1%} | {size:.0f} |")
+        copied = "" if row["of_copy"] is None else f"{row['of_copy']:.1%} "
+        lines.append(f"{start}{1e-6 * row['steps_per_second']:.1f} | {share:.1%} | {copied}| {size:.0f} |")
     lines += targets.lines(result)
     return "\n".join(lines) + "\n"
 

@@ -8,7 +8,18 @@ from .workload import Setup
 DREAM_KERNELS = ("rollout_kernel", "advance_kernel", "settle_kernel")
 """Their names in ``wm_engine.kernels.dream``, which the profiler gives them too."""
 
+FORMS = {"persistent": ("rollout_kernel",), "steps": ("advance_kernel", "settle_kernel")}
+"""Which of them each form of the dream launches: the persistent one once, the others once a step."""
+
 _ACTED, _ALIVE, _BOOKS = 4, 4, 12
+
+
+def form_cost(form: str, setup: Setup, precision: str) -> Cost:
+    """What a form of FORMS has to compute and to move in a whole dream of a setup that fits in memory."""
+    launches, lived = 1 if form == "persistent" else setup.workload.steps, setup.lived_steps()
+    costs = [kernel_cost(kernel, setup, precision, launches, lived) for kernel in FORMS[form]]
+    known = [cost for cost in costs if cost is not None]
+    return Cost(sum(cost.flops for cost in known), sum(cost.bytes for cost in known))
 
 
 def kernel_cost(kernel: str, setup: Setup, precision: str, launches: int, lived: int) -> Cost | None:

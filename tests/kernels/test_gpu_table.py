@@ -11,8 +11,9 @@ from torch import Tensor
 
 from wm_engine.bench import gpu
 from wm_engine.bench.check import WrongResultError
+from wm_engine.bench.kernel_costs import kernel_cost
 from wm_engine.bench.rivals import Rival, rivals
-from wm_engine.bench.workload import Setup
+from wm_engine.bench.workload import Setup, Workload, prepare
 from wm_engine.dream.types import DreamOutput
 
 
@@ -85,8 +86,23 @@ def test_what_fails_is_a_row_and_the_others_are_measured() -> None:
     assert speeds["peer large", 64]["error"] == "out of memory: Tried to allocate 2 GiB"
     # Written after every row.
     assert len(kept) == 9
-    assert "| 8 | shared | 64 | peer large | out of memory: Tried to allocate 2 GiB | | |" in kept[-1]
+    assert "| 8 | shared | 64 | peer large | out of memory: Tried to allocate 2 GiB | | | |" in kept[-1]
     assert "peer large | out of memory" not in kept[-2]
+
+
+@pytest.mark.usefixtures("without_a_gpu")
+def test_the_bandwidth_of_our_forms_is_that_of_their_kernels() -> None:
+    setup, sound = prepare(Workload(2, 16, 20, hidden=8)), next(r for r in rivals("cpu")[0] if r.name == "torch fp32")
+    assert gpu.speed(setup, sound, LIMITS)["of_copy"] is None
+    lived = 2 * 16 * 20
+    for name, launches, kernels in (
+        ("triton persistent fp32", 1, ["rollout_kernel"]),
+        ("triton steps fp32", 20, ["advance_kernel", "settle_kernel"]),
+    ):
+        row = gpu.speed(setup, replace(sound, name=name), LIMITS)
+        costs = [kernel_cost(kernel, setup, "fp32", launches, lived) for kernel in kernels]
+        moved = sum(cost.bytes for cost in costs if cost is not None)
+        assert row["of_copy"] == pytest.approx(moved / row["seconds"]["p50"] / 4e12)
 
 
 @pytest.mark.usefixtures("without_a_gpu")
@@ -122,7 +138,7 @@ def test_wrong_draws_get_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_table_holds_what_was_measured() -> None:
     where = {"rival": "triton persistent bf16", "rollouts": 4096, "hidden": 256, "mixture": "shared"}
-    measured = {"steps_per_second": 2.5e6, "of_matrix_ceiling": 0.125, "bytes_per_rollout": 4000.0}
+    measured = {"steps_per_second": 2.5e6, "of_matrix_ceiling": 0.125, "of_copy": 0.0625, "bytes_per_rollout": 4000.0}
     steps = {"errors": {"z": 1e-3, "actions": 2e-7, "rewards": 2e-3}, "left_out": 0.1}
     steps["allowed"] = {"z": 1e-2, "actions": 2e-2, "rewards": 2e-2}
     op = {"op": "sample", "mixture": "shared", "of_copy": 0.5, "times_torch": 3.0}
@@ -135,7 +151,7 @@ def test_the_table_holds_what_was_measured() -> None:
             {"rival": "torch bf16", "hidden": 256, "mixture": "shared", "passed": True, "reason": "", "steps": steps},
         ],
         "absent": {"JAX": "not installed"},
-        "speeds": [where | measured, where | {"error": "out of memory"}],
+        "speeds": [where | measured, where | measured | {"of_copy": None}, where | {"error": "out of memory"}],
         "mixture": [op],
     }
     table = gpu.markdown(result)
@@ -146,8 +162,9 @@ def test_the_table_holds_what_was_measured() -> None:
         "| triton steps bf16 | 256 | shared | no | | off |",
         "| torch bf16 | 256 | shared | yes | 1.0e-03 (1.0e-02), 2.0e-07 (2.0e-02), 2.0e-03 (2.0e-02) | |",
         "| JAX | | | - | | not installed |",
-        "| 256 | shared | 4096 | triton persistent bf16 | 2.5 | 12.5% | 4000 |",
-        "| 256 | shared | 4096 | triton persistent bf16 | out of memory | | |",
+        "| 256 | shared | 4096 | triton persistent bf16 | 2.5 | 12.5% | 6.2% | 4000 |",
+        "| 256 | shared | 4096 | triton persistent bf16 | 2.5 | 12.5% | | 4000 |",
+        "| 256 | shared | 4096 | triton persistent bf16 | out of memory | | | |",
         "| sample | shared | 50% | 3.0 |",
     ):
         assert row in table
