@@ -304,7 +304,7 @@ def _show_operators(operators: Sequence[OperatorTime], roofs: Roofs, path: Path,
         for name, operator in longest.items()
         if operator.intensity is not None and operator.gflops is not None
     }
-    plots.write(plots.roofline_plot(points, roofs, title), path)
+    plots.write(plots.roofline_plot(points, roofs, title, numbered=True), path)
 
 
 def _of_peak(flops: float, roofs: Roofs) -> str:
