@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from wm_engine import kernels
 from wm_engine.machine import available_cpus
 from wm_engine.ops.lstm import lstm_step
 
@@ -17,7 +18,12 @@ from .peers import torch_compile
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BATCH, INPUTS, HIDDEN = 1024, 35, 256
 _REPEATS = 20
-_NO_COMPILER = torch_compile.missing(DEVICE)
+# The kernels' sizes for float32: they fit every GPU that `python -m wm_engine.kernels.aot` compiles for.
+_UNITS, _DOT = 8, "ieee" if torch.version.hip else "tf32x3"
+_MISSING = {
+    "torch.compile": torch_compile.missing(DEVICE),
+    "wm_engine kernel": kernels.missing() if DEVICE == "cuda" else "no GPU",
+}
 
 
 def _arguments(dtype: torch.dtype) -> list[Tensor]:
@@ -45,18 +51,28 @@ def _cell(arguments: list[Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:
     return lambda: cell(inputs, (h, c))
 
 
+def _kernel(arguments: list[Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:
+    from wm_engine.kernels import lstm
+
+    inputs, h, c, weight_ih, weight_hh, bias = arguments
+    packed = lstm.pack_gates(weight_ih, weight_hh, bias, _UNITS)
+    return lambda: lstm.lstm_step(inputs, h, c, packed, dot=_DOT)
+
+
 def _rival(name: str, arguments: list[Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:
     if name == "nn.LSTMCell":
         return _cell(arguments)
+    if name == "wm_engine kernel":
+        return _kernel(arguments)
     step = torch.compile(lstm_step, dynamic=False) if name == "torch.compile" else lstm_step
     return lambda: step(*arguments)
 
 
-@pytest.mark.parametrize("name", ["torch", "nn.LSTMCell", "torch.compile", "bare matrix products"])
+@pytest.mark.parametrize("name", ["torch", "nn.LSTMCell", "torch.compile", "wm_engine kernel", "bare matrix products"])
 @torch.inference_mode()
 def test_step(name: str, time_rate) -> None:
-    if name == "torch.compile" and _NO_COMPILER:
-        pytest.skip(_NO_COMPILER)
+    if _MISSING.get(name):
+        pytest.skip(f"{name}: {_MISSING[name]}")
     torch.set_num_threads(available_cpus())
     arguments = _arguments(torch.float32)
     if name == "bare matrix products":

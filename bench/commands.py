@@ -21,7 +21,7 @@ from .costs import step_cost
 from .dreams import Entry, measure
 from .peers import torch_compile
 from .profile_cpu import CpuProfile, chrome_trace, profile_cpp
-from .profile_torch import profile_torch
+from .profile_torch import OperatorTime, profile_torch
 from .provenance import provenance
 from .rivals import Rival, rivals
 from .roofs import Roofs, measure_roofs
@@ -29,6 +29,7 @@ from .tables import aligned, dream_table, machine_lines, workload_line
 from .workload import Workload, prepare
 
 _MOST_OPERATORS = 15
+_NAME_WIDTH, _POINT_WIDTH = 60, 32
 
 _SIZES = {
     "-E": ("episodes", 16, "Episodes a candidate."),
@@ -178,8 +179,18 @@ def bench(
     metavar="DIR",
     help="Where trace.json, profile.json and roofline.png go.",
 )
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="Write profile.json here too."
+)
 def profile(
-    candidates: int, device: str, threads: int | None, backend: str, precision: str, out: Path, **sizes: Any
+    candidates: int,
+    device: str,
+    threads: int | None,
+    backend: str,
+    precision: str,
+    out: Path,
+    json_path: Path | None,
+    **sizes: Any,
 ) -> None:
     """Show where the time of a dream step goes.
 
@@ -216,29 +227,18 @@ def profile(
             _show_phases(phases, roofs, out / "roofline.png", chosen.name)
             record["phases"] = [dataclasses.asdict(phase) for phase in phases.phases]
         else:
-            operators = profile_torch(chosen, setup, out / "trace.json")
+            operators = profile_torch(chosen, setup, out / "trace.json", roofs)
+            _show_operators(operators, roofs, out / "roofline.png", chosen.name)
             total = sum(operator.seconds for operator in operators)
             cost = step_cost(setup.workload, precision, setup.workload.rollouts)
             flops = cost.flops * setup.lived_steps() / total
-            rows = [
-                [
-                    operator.name[:60],
-                    f"{100 * operator.share:.1f} %",
-                    f"{operator.calls:,}",
-                    f"{1e6 * operator.seconds / operator.calls:,.1f}",
-                    "" if operator.gflops is None else f"{operator.gflops:,.0f}",
-                ]
-                for operator in operators[:_MOST_OPERATORS]
-            ]
-            click.echo("\n".join(aligned([["operator or kernel", "time", "calls", "us a call", "GFLOP/s"], *rows])))
             click.echo(f"all together {total:.3f} s, {flops / 1e9:,.0f} GFLOP/s{_of_peak(flops, roofs)}")
-            point = {"a dream step": (cost.flops / cost.bytes, flops / 1e9, 1.0)}
-            plots.write(plots.roofline_plot(point, roofs, chosen.name), out / "roofline.png")
-            record["operators"] = [dataclasses.asdict(operator) for operator in operators]
+            record["operators"] = [operator.row() for operator in operators]
     except WrongResultError as error:
         click.echo(f"WRONG, not profiled: {error}")
         sys.exit(1)
-    write_json(out / "profile.json", record)
+    for path in (out / "profile.json", *((json_path,) if json_path else ())):
+        write_json(path, record)
     click.echo(f"trace.json, profile.json and roofline.png are in {out}")
 
 
@@ -268,6 +268,43 @@ def _show_phases(profile: CpuProfile, roofs: Roofs, path: Path, title: str) -> N
         if phase.gflops is not None and phase.intensity is not None
     }
     plots.write(plots.roofline_plot(points, roofs, title), path)
+
+
+def _show_operators(operators: Sequence[OperatorTime], roofs: Roofs, path: Path, title: str) -> None:
+    """The longest as a table, and those of them whose flops and bytes are known as a roofline."""
+
+    def number(value: float | None, form: str = ",.1f", unit: str = "") -> str:
+        return "" if value is None else f"{value:{form}}{unit}"
+
+    def percent(value: float | None) -> str:
+        return number(None if value is None else 100 * value, ".0f", " %")
+
+    # Numbered, because long names are cut short.
+    longest = {f"{place} {operator.label}": operator for place, operator in enumerate(operators[:_MOST_OPERATORS], 1)}
+    rows = [
+        [
+            name[:_NAME_WIDTH],
+            f"{100 * operator.share:.1f} %",
+            f"{operator.calls:,}",
+            f"{1e6 * operator.seconds / max(1, operator.calls):,.1f}",
+            number(None if operator.bytes is None else operator.bytes / operator.seconds / 1e9),
+            percent(operator.of_bandwidth),
+            number(operator.gflops),
+            percent(operator.of_peak),
+            number(operator.intensity),
+        ]
+        for name, operator in longest.items()
+    ]
+    head = ["operator or kernel", "time", "calls", "us a call", "GB/s", "of copy", "GFLOP/s", "of peak", "flops/byte"]
+    click.echo("\n".join(aligned([head, *rows])))
+    peak = f"{roofs.flops / 1e9:,.0f} GFLOP/s" if roofs.flops else "no products at this precision"
+    click.echo(f"bytes are the least that must move; measured roofs: {peak}, copy {roofs.memory / 1e9:,.0f} GB/s")
+    points = {
+        name[:_POINT_WIDTH]: (operator.intensity, operator.gflops, operator.share)
+        for name, operator in longest.items()
+        if operator.intensity is not None and operator.gflops is not None
+    }
+    plots.write(plots.roofline_plot(points, roofs, title, numbered=True), path)
 
 
 def _of_peak(flops: float, roofs: Roofs) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .workload import Workload
 
-_WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def phase_costs(work: Workload, precision: str, rows: float) -> dict[str, Cost]:
       component is read by about rows/K rollouts, ``w H 2Z K / rows``, h ``4 H``, outputs ``4 (N + 2Z)`` bytes
     """
     z, a, h, k = work.latent, work.action, work.hidden, work.mixtures
-    weight = _WEIGHT_BYTES[precision]
+    weight = WEIGHT_BYTES[precision]
     shared = work.mixture == "shared"
     control = 2 + k if shared else 2
     logits, chosen = 0 if shared else z * k, 2 * z

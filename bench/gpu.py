@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,16 @@ from torch import Tensor
 
 from wm_engine import kernels
 from wm_engine.dream.triton_backend import TritonBackend, missing
+from wm_engine.dream.types import DreamOutput
 from wm_engine.ops import mdn, registered
 from wm_engine.ops.mdn import HeadLayout
 from wm_engine.rng import StepDraws
 from wm_engine.runs import write_json, write_text
 
-from . import optimizers
+from . import optimizers, targets
 from .check import WrongResultError, check, check_draws, check_values
+from .forced import check_steps
+from .kernel_costs import FORMS, form_cost
 from .provenance import provenance
 from .rivals import Rival, rivals
 from .workload import Setup, Workload, prepare
@@ -109,15 +113,22 @@ def ceilings() -> dict[str, float]:
 def forms(precision: str) -> list[Rival]:
     """The Triton backend in each of its forms, by name, as rivals."""
 
-    def build(form: str) -> Callable[[Setup], Callable[[], Tensor]]:
-        def prepared(setup: Setup) -> Callable[[], Tensor]:
-            backend = TritonBackend(setup.m, setup.spec, torch.device(DEVICE), precision, form)
-            params = setup.params.to(DEVICE)
-            return lambda: backend.rollout(params, setup.starts, setup.plan).returns.cpu()
+    def prepared(form: str, setup: Setup, record: bool) -> Callable[[], DreamOutput]:
+        backend = TritonBackend(setup.m, setup.spec, torch.device(DEVICE), precision, form)
+        params, plan = setup.params.to(DEVICE), replace(setup.plan, record=record)
+        return lambda: backend.rollout(params, setup.starts, plan)
 
-        return prepared
+    def rival(form: str) -> Rival:
+        def build(setup: Setup) -> Callable[[], Tensor]:
+            dream = prepared(form, setup, record=False)
+            return lambda: dream().returns.cpu()
 
-    return [Rival(f"triton {form} {precision}", "engine", DEVICE, precision, build(form)) for form in _FORMS]
+        name = f"triton {form} {precision}"
+        return Rival(
+            name, "engine", DEVICE, precision, build, record=lambda setup: prepared(form, setup, record=True)()
+        )
+
+    return [rival(form) for form in _FORMS]
 
 
 def contestants() -> tuple[list[Rival], dict[str, str]]:
@@ -136,8 +147,14 @@ def contestants() -> tuple[list[Rival], dict[str, str]]:
 
 
 def parity(setup: Setup, rival: Rival, yardstick: Tensor) -> dict[str, Any]:
-    """Short dreams against float64, whole ones twice to the bit, and the mean return against ``yardstick`` [P, E]."""
+    """Single steps and short dreams against float64, whole dreams twice to the bit and their mean return.
+
+    yardstick : returns [P, E] that the mean is compared with, in standard errors
+
+    Peers, which give returns alone, take no single steps.
+    """
     try:
+        steps = None if rival.record is None else check_steps(rival, setup)
         comparison = check(rival, setup.resized(candidates=min(_CHECKED, setup.workload.candidates)))
     except WrongResultError as error:
         return {"passed": False, "reason": str(error)}
@@ -153,13 +170,17 @@ def parity(setup: Setup, rival: Rival, yardstick: Tensor) -> dict[str, Any]:
         "reason": reason,
         "errors": None if comparison is None else comparison.errors,
         "allowed": None if comparison is None else comparison.allowed,
+        "steps": None if steps is None else asdict(steps),
         "equal_twice": twice,
         "standard_errors": distance,
     }
 
 
 def speed(setup: Setup, rival: Rival, limits: dict[str, float]) -> dict[str, Any]:
-    """Dream steps per second, the share of the matrix ceiling that they use, and torch's device memory a rollout."""
+    """Dream steps per second, the shares of the ceilings that they use, and torch's device memory a rollout.
+
+    The share of the copy's bandwidth is that of the least that a form of ours must move; others' is not known.
+    """
     work = setup.workload
     # Beyond a number of shapes torch.compile would quietly run as plain torch.
     torch.compiler.reset()
@@ -167,9 +188,12 @@ def speed(setup: Setup, rival: Rival, limits: dict[str, float]) -> dict[str, Any
     taken = peak_bytes(lambda: seconds.update(quantiles(rival.build(setup))))
     steps = work.rollouts * work.steps
     macs = steps * sum(work.macs_per_step().values())
+    form = rival.name.split()[1]
+    moved = form_cost(form, setup, rival.precision).bytes if form in FORMS else None
     return {
         "steps": work.steps, "seconds": seconds, "steps_per_second": steps / seconds["p50"],
         "of_matrix_ceiling": macs / seconds["p50"] / limits["bf16_macs_per_second"],
+        "of_copy": None if moved is None else moved / seconds["p50"] / limits["copy_bytes_per_second"],
         "bytes_per_rollout": taken / work.rollouts,
     }  # fmt: skip
 
@@ -190,9 +214,13 @@ def mixture_speeds(limits: dict[str, float], batch: int = 1 << 19) -> Iterator[d
     """
     for mixture in mdn.MIXTURES:
         layout = HeadLayout(32, 5, mixture)
-        head = 0.5 * torch.randn(batch, layout.size, device=DEVICE)
+        numbers = torch.Generator(DEVICE).manual_seed(0)
+        head = 0.5 * torch.randn(batch, layout.size, device=DEVICE, generator=numbers)
         views = layout.split(head)
-        parts, target = [views.logits, views.means, views.log_stds], torch.randn(batch, 32, device=DEVICE)
+        parts, target = (
+            [views.logits, views.means, views.log_stds],
+            torch.randn(batch, 32, device=DEVICE, generator=numbers),
+        )
         counters = torch.zeros(batch, 3, dtype=torch.int64, device=DEVICE)
         counters[:, 1] = torch.arange(batch, device=DEVICE)
         read, needed = 4 * sum(part[0].numel() for part in parts), 4 * 32
@@ -250,12 +278,7 @@ def origin() -> dict[str, Any]:
         f"{properties.name}, {properties.multi_processor_count} multiprocessors, "
         f"{properties.total_memory / 2**30:.0f} GiB"
     )
-    found = provenance(DEVICE, None) | {"device": device, "triton": None}
-    if kernels.missing() is None:
-        import triton
-
-        found["triton"] = triton.__version__
-    return found
+    return provenance(DEVICE, None) | {"device": device}
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -276,20 +299,30 @@ def markdown(result: dict[str, Any]) -> str:
             lines.append(f"| {row['op']} | {row['mixture']} | {row['error']} | |")
         else:
             lines.append(f"| {row['op']} | {row['mixture']} | {row['of_copy']:.0%} | {row['times_torch']:.1f} |")
-    lines += ["", "| rival | H | mixture | right | why not |", "| --- | --- | --- | --- | --- |"]
+    lines += ["", "| rival | H | mixture | right | a step's errors: z, actions, rewards (allowed) | why not |"]
+    lines += ["| --- | --- | --- | --- | --- | --- |"]
     for row in result["parity"]:
         right = {True: "yes", False: "no", None: "-"}[row["passed"]]
-        lines.append(f"| {row['rival']} | {row['hidden']} | {row['mixture']} | {right} | {row['reason']} |")
-    lines += [f"| {name} | | | - | {reason} |" for name, reason in result["absent"].items()]
-    lines += ["", "| H | mixture | rollouts | rival | M steps/s | of the matrix ceiling | bytes a rollout |"]
-    lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
+        steps = row.get("steps") or {"errors": {}, "allowed": {}}
+        pairs = zip(steps["errors"].values(), steps["allowed"].values(), strict=True)
+        shown = ", ".join(f"{error:.1e} ({allowed:.1e})" for error, allowed in pairs)
+        cells = (row["rival"], row["hidden"], row["mixture"], right, shown, row["reason"])
+        lines.append(f"| {' | '.join(map(str, cells))} |".replace("  ", " "))
+    lines += [f"| {name} | | | - | | {reason} |" for name, reason in result["absent"].items()]
+    lines += [
+        "",
+        "| H | mixture | rollouts | rival | M steps/s | of the matrix ceiling | of the copy | bytes a rollout |",
+    ]
+    lines += ["| --- | --- | --- | --- | --- | --- | --- | --- |"]
     for row in result["speeds"]:
         start = f"| {row['hidden']} | {row['mixture']} | {row['rollouts']} | {row['rival']} | "
         if "error" in row:
-            lines.append(f"{start}{row['error']} | | |")
+            lines.append(f"{start}{row['error']} | | | |")
             continue
         share, size = row["of_matrix_ceiling"], row["bytes_per_rollout"]
-        lines.append(f"{start}{1e-6 * row['steps_per_second']:.1f} | {share:.1%} | {size:.0f} |")
+        copied = "" if row["of_copy"] is None else f"{row['of_copy']:.1%} "
+        lines.append(f"{start}{1e-6 * row['steps_per_second']:.1f} | {share:.1%} | {copied}| {size:.0f} |")
+    lines += targets.lines(result)
     return "\n".join(lines) + "\n"
 
 

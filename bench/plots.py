@@ -18,6 +18,7 @@ from .roofs import Roofs
 
 _MOST_TICKS = 12
 _LINES = ("-", "--", "-.", ":")
+_AROUND = ((7, 7), (-14, 7), (7, -13), (-14, -13))
 
 
 def population_plot(entries: Sequence[Entry]) -> Figure:
@@ -68,9 +69,14 @@ def history_plot(series: Mapping[str, Sequence[tuple[str, float]]]) -> Figure:
     return figure
 
 
-def roofline_plot(points: Mapping[str, tuple[float, float, float]], roofs: Roofs, title: str) -> Figure:
-    """Phases as dots, (flops a byte, GFLOP/s, share of the time) each, sized by share, under the measured roofs."""
-    figure, (panel,) = new_axes(LIGHT, width=7.2, height=4.6)
+def roofline_plot(
+    points: Mapping[str, tuple[float, float, float]], roofs: Roofs, title: str, numbered: bool = False
+) -> Figure:
+    """Phases as dots, (flops a byte, GFLOP/s, share of the time) each, sized by share, under the measured roofs.
+
+    numbered : names begin with a number; it alone stands at the dot, and the names beside the plot
+    """
+    figure, (panel,) = new_axes(LIGHT, width=9.6 if numbered else 7.2, height=4.6)
     intensities = [point[0] for point in points.values()] or [1.0]
     low, high = min(intensities) / 4, max(intensities) * 8
     edges = np.geomspace(low, high, 200)
@@ -84,12 +90,17 @@ def roofline_plot(points: Mapping[str, tuple[float, float, float]], roofs: Roofs
     for index, (name, (intensity, gflops, share)) in enumerate(points.items()):
         colour = LIGHT.accents[index % len(LIGHT.accents)]
         panel.scatter([intensity], [gflops], s=30 + 400 * share, color=colour, alpha=0.85, zorder=3)
-        text = f"{name}, {100 * share:.0f} %"
-        panel.annotate(text, (intensity, gflops), (7, 7), textcoords="offset points", fontsize=8, color=LIGHT.ink)
+        text, offset, ink = f"{name}, {100 * share:.0f} %", (7, 7), LIGHT.ink
+        if numbered:
+            panel.scatter([], [], s=30, color=colour, label=text)
+            # Around the dot, since dots may be one upon another.
+            text, offset, ink = name.split()[0], _AROUND[index % len(_AROUND)], colour
+        panel.annotate(text, (intensity, gflops), offset, textcoords="offset points", fontsize=8, color=ink)
     panel.set_xscale("log")
     panel.set_yscale("log")
     label(panel, LIGHT, x="flops a byte", y="GFLOP/s (dots: share of the time)", title=title)
-    legend(panel, LIGHT, loc="lower right")
+    where = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if numbered else {"loc": "lower right"}
+    legend(panel, LIGHT, **where)
     return figure
 
 

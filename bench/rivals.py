@@ -10,6 +10,7 @@ from torch import Tensor
 
 from wm_engine import DreamEngine
 from wm_engine.dream.engine import BACKENDS
+from wm_engine.dream.types import DreamOutput
 
 from .peers import cuda_graph, jax_scan, loop, loop_tuned, torch_compile, torch_eager
 from .workload import Setup
@@ -22,6 +23,7 @@ _SAMPLE_CANDIDATES = 1
 _PEER_PRECISIONS = ("fp32", "bf16")
 
 Build = Callable[[Setup], Callable[[], Tensor]]
+Record = Callable[[Setup], DreamOutput]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Rival:
     build : makes the function that dreams a setup and returns float32 [P, E] on the CPU, finished
     sample : how many candidates of the workload it is timed on; None for all
     own_numbers : whether it draws random numbers of its own
+    record : dreams a setup with every step recorded; None for those that give returns alone
     """
 
     name: str
@@ -41,6 +44,7 @@ class Rival:
     build: Build
     sample: int | None = None
     own_numbers: bool = False
+    record: Record | None = None
 
     def setup(self, setup: Setup) -> Setup:
         """The part of a setup that this rival is timed on."""
@@ -60,8 +64,8 @@ def rivals(device: str, num_threads: int | None = None) -> tuple[list[Rival], di
             if reason is not None:
                 reasons[name] = reason
             elif precision != "fp64":
-                build = _engine(entry.name, device, precision, num_threads)
-                here.append(Rival(name, "engine", device, precision, build))
+                build, record = _engine(entry.name, device, precision, num_threads)
+                here.append(Rival(name, "engine", device, precision, build, record=record))
     for peer in PEERS:
         if device not in peer.DEVICES:
             continue
@@ -77,20 +81,20 @@ def rivals(device: str, num_threads: int | None = None) -> tuple[list[Rival], di
     return here, reasons
 
 
-def _engine(backend: str, device: str, precision: str, num_threads: int | None) -> Build:
-    def build(setup: Setup) -> Callable[[], Tensor]:
+def _engine(backend: str, device: str, precision: str, num_threads: int | None) -> tuple[Build, Record]:
+    def prepared(setup: Setup, record: bool) -> Callable[[], DreamOutput]:
         engine = DreamEngine(setup.m, setup.spec, device, backend, precision, num_threads)
         plan, params = setup.plan, setup.params.to(device)
+        return lambda: engine.rollout(
+            params, setup.starts, plan.episodes, plan.max_steps, plan.temperature, plan.seed, plan.reward, plan.done,
+            record=record,
+        )  # fmt: skip
 
-        def run() -> Tensor:
-            out = engine.rollout(
-                params, setup.starts, plan.episodes, plan.max_steps, plan.temperature, plan.seed, plan.reward, plan.done
-            )
-            return out.returns.cpu()
+    def build(setup: Setup) -> Callable[[], Tensor]:
+        dream = prepared(setup, record=False)
+        return lambda: dream().returns.cpu()
 
-        return run
-
-    return build
+    return build, lambda setup: prepared(setup, record=True)()
 
 
 def _peer(peer: ModuleType, device: str, precision: str) -> Build:

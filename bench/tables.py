@@ -21,7 +21,7 @@ _SHORT = {
 
 def machine_lines(origin: dict[str, Any]) -> list[str]:
     """The machine and the versions, two lines."""
-    versions = [f"{name} {origin[name]}" for name in ("wm_engine", "python", "torch", "jax") if origin[name]]
+    versions = [f"{name} {origin[name]}" for name in ("wm_engine", "python", "torch", "jax", "triton") if origin[name]]
     commit = f", commit {origin['commit']}" if origin["commit"] else ""
     return [
         f"{origin['cpu']}, {origin['threads']} of {origin['cpus']} CPUs, device {origin['device']}, "

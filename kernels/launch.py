@@ -251,6 +251,13 @@ def values_of(model: Model, controllers: dict[str, Any], task: Task) -> dict[str
     }  # fmt: skip
 
 
+def beyond_device(error: Exception) -> bool:
+    """Whether Triton or the driver refused a launch for want of shared memory, tensor memory, registers or threads."""
+    return isinstance(error, triton.OutOfResources) or (
+        isinstance(error, RuntimeError) and "too many resources requested for launch" in str(error)
+    )
+
+
 FP_FUSION = True
 """Products and sums may fuse; said explicitly because Triton's default changes with its version."""
 

@@ -45,3 +45,7 @@ class StorageError(WMEngineError):
 
 class DeviceMemoryError(WMEngineError):
     """A device has too little free memory for what was asked of it."""
+
+
+class DeviceLimitError(WMEngineError):
+    """A kernel needs more shared memory, registers or threads than a device gives to one."""

@@ -8,9 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from wm_engine import MDNRNN, ControllerSpec, kernels
 from wm_engine.dream import crossover as module
 from wm_engine.dream.crossover import SIZES, cache_file, crossover
+from wm_engine.dream.triton_backend import TritonBackend
 
 
 @pytest.fixture(autouse=True)
@@ -77,3 +80,14 @@ def test_the_users_cache_folder_is_the_default(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/user")
     assert cache_file() == Path("/home/user/.cache/wm_engine/crossovers.json")
+
+
+def test_an_answer_is_kept_for_one_device_versions_and_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("triton", minversion="3.2", reason="Triton is not installed")
+    if not kernels.interpreted():
+        pytest.skip("the interpreter alone runs kernels on the CPU")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    cpu, cases = torch.device("cpu"), [(32, "fp32"), (32, "bf16"), (64, "bf16")]
+    keys = {TritonBackend(MDNRNN(hidden=h), ControllerSpec(hidden=h), cpu, precision)._key() for h, precision in cases}
+    assert len(keys) == len(cases)
+    assert all(f"triton {triton.__version__}, torch {torch.__version__}" in key for key in keys)

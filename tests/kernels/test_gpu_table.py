@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor
 
 from wm_engine.bench import gpu
 from wm_engine.bench.check import WrongResultError
+from wm_engine.bench.kernel_costs import kernel_cost
 from wm_engine.bench.rivals import Rival, rivals
-from wm_engine.bench.workload import Setup
+from wm_engine.bench.workload import Setup, Workload, prepare
+from wm_engine.dream.types import DreamOutput
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
@@ -47,8 +50,15 @@ def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
             raise torch.OutOfMemoryError("Tried to allocate 2 GiB\nmore")
         return sound.build(setup)
 
+    def astray(setup: Setup) -> DreamOutput:
+        assert sound.record is not None
+        out = sound.record(setup)
+        assert out.z is not None
+        return replace(out, z=out.z + 1e-3)
+
     faulty = {"engine off": wrong, "peer broken": broken, "peer large": large}
     field = [sound, *(Rival(name, name.split()[0], "cpu", "fp32", build) for name, build in faulty.items())]
+    field.append(replace(sound, name="engine astray", record=astray))
     monkeypatch.setattr(gpu, "contestants", lambda: (field, {"JAX": "not installed"}))
 
 
@@ -59,6 +69,12 @@ def test_what_fails_is_a_row_and_the_others_are_measured() -> None:
     verdicts = {row["rival"]: row for row in result["parity"]}
     assert verdicts["torch fp32"]["passed"]
     assert len(verdicts["torch fp32"]["errors"]) == 2
+    steps = verdicts["torch fp32"]["steps"]
+    assert all(0.0 < steps["errors"][name] <= steps["allowed"][name] for name in ("z", "actions", "rewards"))
+    assert verdicts["peer large"]["passed"]
+    assert verdicts["peer large"]["steps"] is None
+    assert verdicts["engine astray"]["passed"] is False
+    assert "one step from given states: z 0.001 off" in verdicts["engine astray"]["reason"]
     assert verdicts["torch fp32"]["standard_errors"] == 0.0
     assert verdicts["engine off"]["passed"] is False
     assert "no speed is given" in verdicts["engine off"]["reason"]
@@ -70,17 +86,32 @@ def test_what_fails_is_a_row_and_the_others_are_measured() -> None:
     assert speeds["peer large", 32]["steps_per_second"] > 0.0
     assert speeds["peer large", 64]["error"] == "out of memory: Tried to allocate 2 GiB"
     # Written after every row.
-    assert len(kept) == 8
-    assert "| 8 | shared | 64 | peer large | out of memory: Tried to allocate 2 GiB | | |" in kept[-1]
+    assert len(kept) == 9
+    assert "| 8 | shared | 64 | peer large | out of memory: Tried to allocate 2 GiB | | | |" in kept[-1]
     assert "peer large | out of memory" not in kept[-2]
+
+
+@pytest.mark.usefixtures("without_a_gpu")
+def test_the_bandwidth_of_our_forms_is_that_of_their_kernels() -> None:
+    setup, sound = prepare(Workload(2, 16, 20, hidden=8)), next(r for r in rivals("cpu")[0] if r.name == "torch fp32")
+    assert gpu.speed(setup, sound, LIMITS)["of_copy"] is None
+    lived = 2 * 16 * 20
+    for name, launches, kernels in (
+        ("triton persistent fp32", 1, ["rollout_kernel"]),
+        ("triton steps fp32", 20, ["advance_kernel", "settle_kernel"]),
+    ):
+        row = gpu.speed(setup, replace(sound, name=name), LIMITS)
+        costs = [kernel_cost(kernel, setup, "fp32", launches, lived) for kernel in kernels]
+        moved = sum(cost.bytes for cost in costs if cost is not None)
+        assert row["of_copy"] == pytest.approx(moved / row["seconds"]["p50"] / 4e12)
 
 
 @pytest.mark.usefixtures("without_a_gpu")
 def test_what_there_is_no_time_for_is_named() -> None:
     result = gpu.measure([8], [32], ["shared"], 4, lambda now: None, lambda: 0.0)
-    assert [row["passed"] for row in result["parity"]] == [None] * 4
+    assert [row["passed"] for row in result["parity"]] == [None] * 5
     assert result["speeds"] == []
-    assert "| torch fp32 | 8 | shared | - | no time was left |" in gpu.markdown(result)
+    assert "| torch fp32 | 8 | shared | - | | no time was left |" in gpu.markdown(result)
 
 
 @pytest.mark.usefixtures("without_a_gpu")
@@ -108,17 +139,20 @@ def test_wrong_draws_get_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_table_holds_what_was_measured() -> None:
     where = {"rival": "triton persistent bf16", "rollouts": 4096, "hidden": 256, "mixture": "shared"}
-    measured = {"steps_per_second": 2.5e6, "of_matrix_ceiling": 0.125, "bytes_per_rollout": 4000.0}
+    measured = {"steps_per_second": 2.5e6, "of_matrix_ceiling": 0.125, "of_copy": 0.0625, "bytes_per_rollout": 4000.0}
+    steps = {"errors": {"z": 1e-3, "actions": 2e-7, "rewards": 2e-3}, "left_out": 0.1}
+    steps["allowed"] = {"z": 1e-2, "actions": 2e-2, "rewards": 2e-2}
     op = {"op": "sample", "mixture": "shared", "of_copy": 0.5, "times_torch": 3.0}
     result = {
         "provenance": {"device": "a GPU", "commit": "abc"},
         "ceilings": LIMITS,
         "million": {"gigabytes": 5.75},
         "parity": [
-            {"rival": "triton steps bf16", "hidden": 256, "mixture": "shared", "passed": False, "reason": "off"}
+            {"rival": "triton steps bf16", "hidden": 256, "mixture": "shared", "passed": False, "reason": "off"},
+            {"rival": "torch bf16", "hidden": 256, "mixture": "shared", "passed": True, "reason": "", "steps": steps},
         ],
         "absent": {"JAX": "not installed"},
-        "speeds": [where | measured, where | {"error": "out of memory"}],
+        "speeds": [where | measured, where | measured | {"of_copy": None}, where | {"error": "out of memory"}],
         "mixture": [op],
     }
     table = gpu.markdown(result)
@@ -126,10 +160,12 @@ def test_the_table_holds_what_was_measured() -> None:
         "device a GPU, commit abc",
         "200 TFLOP/s in bf16, 4.00 TB/s copied",
         "2^20 rollouts in bf16 take 5.8 GB",
-        "| triton steps bf16 | 256 | shared | no | off |",
-        "| JAX | | | - | not installed |",
-        "| 256 | shared | 4096 | triton persistent bf16 | 2.5 | 12.5% | 4000 |",
-        "| 256 | shared | 4096 | triton persistent bf16 | out of memory | | |",
+        "| triton steps bf16 | 256 | shared | no | | off |",
+        "| torch bf16 | 256 | shared | yes | 1.0e-03 (1.0e-02), 2.0e-07 (2.0e-02), 2.0e-03 (2.0e-02) | |",
+        "| JAX | | | - | | not installed |",
+        "| 256 | shared | 4096 | triton persistent bf16 | 2.5 | 12.5% | 6.2% | 4000 |",
+        "| 256 | shared | 4096 | triton persistent bf16 | 2.5 | 12.5% | | 4000 |",
+        "| 256 | shared | 4096 | triton persistent bf16 | out of memory | | | |",
         "| sample | shared | 50% | 3.0 |",
     ):
         assert row in table

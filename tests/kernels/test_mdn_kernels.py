@@ -102,5 +102,25 @@ def test_torch_finds_nothing_wrong_with_the_operators_on_a_gpu(mixture: str) -> 
     narrow, _ = heads(mixture, (6, 3, 5), torch.float32)
     rows = tuple(part.detach().to("cuda").contiguous().requires_grad_() for part in narrow)
     torch.library.opcheck(torch.ops.wm_engine.mdn_nll, rows)
+    detached = tuple(row.detach() for row in rows)
+    torch.library.opcheck(torch.ops.wm_engine.mdn_nll_backward, (torch.randn(5, device="cuda"), *detached))
     counters = torch.zeros(5, 3, dtype=torch.int64, device="cuda")
     torch.library.opcheck(torch.ops.wm_engine.mdn_sample, (*(r.detach() for r in rows[:3]), counters, 1, 0.8))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: the CUDA entries of the operators need one")
+@pytest.mark.parametrize("mixture", ["shared", "per_dim"])
+def test_compiled_functions_on_a_gpu_hold_the_operators(mixture: str) -> None:
+    narrow, _ = heads(mixture, (6, 3, 5), torch.float32)
+    rows = [part.detach().to("cuda") for part in narrow]
+
+    def loss(*parts: torch.Tensor) -> torch.Tensor:
+        return registered.mdn_nll(*parts).mean()
+
+    results = []
+    for function in (loss, torch.compile(loss, fullgraph=True)):
+        leaves = [row.clone().requires_grad_() for row in rows]
+        value = function(*leaves)
+        results.append([value.detach(), *torch.autograd.grad(value, leaves)])
+    for name, plain, compiled in zip(("loss", "logits", "means", "log_stds", "target"), *results, strict=True):
+        check(name, compiled, plain.double(), plain)

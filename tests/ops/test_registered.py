@@ -78,6 +78,27 @@ def test_torch_finds_nothing_wrong_with_the_operators(mixture: str) -> None:
     torch.library.opcheck(torch.ops.wm_engine.mdn_sample, (*rows, torch.randint(0, 9, (3, 3)), 1, 0.8))
 
 
+@pytest.mark.parametrize("mixture", MIXTURES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_operators_are_taken_into_compiled_functions_whole(mixture: str, dtype: torch.dtype) -> None:
+    # fullgraph: whatever cannot be traced is an error. The backend leaves out the code that it would take long to make.
+    rows = [part.to(dtype).detach() for part in parts(mixture, 5, 4, 3)]
+    target = torch.randn(5, 4, dtype=dtype)
+    counters = torch.randint(0, 9, (5, 3))
+
+    def step(logits: torch.Tensor, means: torch.Tensor, log_stds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        loss = registered.mdn_nll(logits * 1.5, means, log_stds, target).mean()
+        return loss, registered.mdn_sample(logits.detach(), means.detach(), log_stds.detach(), counters, 7, 0.8)
+
+    results = []
+    for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+        leaves = [part.clone().requires_grad_() for part in rows]
+        loss, z = function(*leaves)
+        results.append([loss.detach(), z.detach(), *torch.autograd.grad(loss, leaves)])
+    for plain, compiled in zip(*results, strict=True):
+        assert torch.equal(plain, compiled)
+
+
 def test_bad_seeds_and_temperatures_are_named() -> None:
     rows = parts("shared", 2, 3, 2)
     counters = torch.zeros(2, 3, dtype=torch.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ from wm_engine.dream.cpp_backend import CppBackend
 from wm_engine.dream.torch_backend import DTYPES, TorchBackend
 from wm_engine.dream.triton_backend import TritonBackend
 from wm_engine.dream.types import Backend, DreamOutput, RolloutPlan, Starts, join
-from wm_engine.errors import DeviceMemoryError
+from wm_engine.errors import DeviceLimitError, DeviceMemoryError
 from wm_engine.fleet import shards
 from wm_engine.memory.model import MDNRNN
 from wm_engine.ops.dream import DONES, REWARDS
@@ -132,9 +133,11 @@ class DreamEngine:
         entry = _choose(backend, self.device, precision, m, c)
         for other in self.devices[1:]:
             _check_here(other)
+        # Only a launch shows whether Triton's kernels fit the device: M is kept, as it is now, for the next backend.
+        self._spare = copy.deepcopy(m) if backend == "auto" and entry.name == "triton" else None
         self.backend = entry.name
         options: dict[str, Any] = {"num_threads": num_threads} if entry.name == "cpp" else {}
-        self._backends = [entry.make(m, c, where, precision, **options) for where in self.devices]
+        self._backends: list[Backend] = [entry.make(m, c, where, precision, **options) for where in self.devices]
 
     def rollout(
         self,
@@ -176,7 +179,8 @@ class DreamEngine:
         DreamOutput, on the engine's device
 
         Raises ValueError or TypeError for arguments outside these bounds, before anything runs; DeviceMemoryError where
-        a device has too little memory, after which the engine can be used again.
+        a device has too little memory, after which the engine can be used again; DeviceLimitError where the kernels of
+        a backend that was asked for by name do not fit the device. ``auto`` then takes the next backend, for good.
         """
         params = check_tensor("params", params, ["P", self.controller.num_params])
         check_type("starts", starts, Starts)
@@ -205,19 +209,40 @@ class DreamEngine:
             )
         if plan.max_steps > _MOST_STEPS:
             raise ValueError(f"max_steps must be at most {_MOST_STEPS}, but was {plan.max_steps}")
+        return self._dream(params.detach(), starts, plan)
+
+    def _dream(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
+        too_little_memory = None
         try:
-            return self._split(params.detach(), starts, plan)
+            return self._split(params, starts, plan)
+        except DeviceLimitError as error:
+            if self._spare is None:
+                raise
+            _log_once(f"backend {self.backend} is passed over: {error}")
         except torch.OutOfMemoryError as error:
-            problem = str(error).partition("\n")[0]
+            too_little_memory = str(error).partition("\n")[0]
         # Not in the handler: the traceback that it holds keeps the tensors of the call that failed.
         for backend in self._backends:
             backend.release()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        raise DeviceMemoryError(
-            f"{params.shape[0]} x {plan.episodes} rollouts on {', '.join(map(str, self.devices))} take more memory "
-            f"than is free: {problem} Dream fewer candidates a call, or free the device of other work."
-        )
+        if too_little_memory is not None:
+            raise DeviceMemoryError(
+                f"{params.shape[0]} x {plan.episodes} rollouts on {', '.join(map(str, self.devices))} take more memory "
+                f"than is free: {too_little_memory} Dream fewer candidates a call, or free the device of other work."
+            )
+        self._fall_back()
+        return self._dream(params, starts, plan)
+
+    def _fall_back(self) -> None:
+        """Go over to the backend that ``auto`` would have taken without the one that does not fit the device."""
+        m, self._spare = self._spare, None
+        assert m is not None
+        names = [entry.name for entry in BACKENDS]
+        later = BACKENDS[names.index(self.backend) + 1 :]
+        entry = _first_fitting(later, self.device, self.precision, m, self.controller)
+        self.backend = entry.name
+        self._backends = [entry.make(m, self.controller, where, self.precision) for where in self.devices]
 
     def _split(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
         """Every device dreams its share of the candidates, in a thread of its own."""
@@ -254,14 +279,7 @@ def _choose(backend: str, device: torch.device, precision: str, m: MDNRNN, c: Co
     check_choice("precision", precision, sorted({p for entry in BACKENDS for p in entry.precisions}))
     if backend == "auto":
         _check_here(device)
-        for entry in BACKENDS:
-            if device.type in entry.devices and precision in entry.precisions:
-                reason = entry.missing() or entry.refuses(m, c)
-                if reason is None:
-                    _log_once(f"backend: {entry.name} ({device.type}, {precision})")
-                    return entry
-                _log_once(f"backend {entry.name} is passed over: {reason}")
-        raise ValueError(f"no backend dreams in {precision} on {device.type!r}; see `wm-engine info`")
+        return _first_fitting(BACKENDS, device, precision, m, c)
     entry = next(entry for entry in BACKENDS if entry.name == backend)
     if device.type not in entry.devices + entry.by_name:
         raise ValueError(f"backend {backend!r} runs on {', '.join(entry.devices)}, but device was {device.type!r}")
@@ -277,6 +295,20 @@ def _choose(backend: str, device: torch.device, precision: str, m: MDNRNN, c: Co
     if reason is not None:
         raise ValueError(f"backend {backend!r} cannot dream this: {reason}")
     return entry
+
+
+def _first_fitting(
+    entries: Sequence[BackendEntry], device: torch.device, precision: str, m: MDNRNN, c: ControllerSpec
+) -> BackendEntry:
+    """The first of these that is here and can dream this; which it is, and why others are not, is logged once."""
+    for entry in entries:
+        if device.type in entry.devices and precision in entry.precisions:
+            reason = entry.missing() or entry.refuses(m, c)
+            if reason is None:
+                _log_once(f"backend: {entry.name} ({device.type}, {precision})")
+                return entry
+            _log_once(f"backend {entry.name} is passed over: {reason}")
+    raise ValueError(f"no backend dreams in {precision} on {device.type!r}; see `wm-engine info`")
 
 
 _logged: set[str] = set()

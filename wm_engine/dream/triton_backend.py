@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -14,6 +13,7 @@ from wm_engine import kernels
 from wm_engine.controller import ControllerSpec
 from wm_engine.dream.crossover import crossover
 from wm_engine.dream.types import DreamOutput, RolloutPlan, Starts
+from wm_engine.errors import DeviceLimitError
 from wm_engine.memory.model import MDNRNN
 from wm_engine.rng import key_words
 
@@ -60,6 +60,7 @@ class TritonBackend:
         from wm_engine.kernels import launch
 
         self._spec, self._form, self._device, self._launch = c, form, device, launch
+        self._precision = precision
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         if settings is None:
             settings = launch.default_settings(*_target(device, interpreted), m.hidden, dtype)
@@ -86,7 +87,19 @@ class TritonBackend:
 
     @torch.inference_mode()
     def rollout(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
-        """See :class:`wm_engine.dream.types.Backend`."""
+        """See :class:`wm_engine.dream.types.Backend`. DeviceLimitError where a kernel does not fit the device."""
+        try:
+            return self._rollout(params, starts, plan)
+        except Exception as error:
+            if not self._launch.beyond_device(error):
+                raise
+            sizes = ", ".join(f"{name} {self._model.sizes[name]}" for name in ("latent", "hidden", "mixtures"))
+            raise DeviceLimitError(
+                f"backend 'triton' cannot dream {sizes} in {self._precision} on {self._device}: its kernels do not fit "
+                f"the device ({error})"
+            ) from error
+
+    def _rollout(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
         spec, device = self._spec, self._device
         P, E = params.shape[0], plan.episodes
         params = params.to(device, torch.float32).contiguous()
@@ -145,7 +158,7 @@ class TritonBackend:
         """All that the crossover depends on."""
         sizes = ",".join(f"{name}={size}" for name, size in self._model.sizes.items())
         mixture = "shared" if self._model.shared else "per_dim"
-        versions = f"triton {metadata.version('triton')}, torch {torch.__version__}"
+        versions = f"triton {self._launch.triton.__version__}, torch {torch.__version__}"
         dtype = self._model.tensors["gate_weights"].dtype
         name = torch.cuda.get_device_name(self._device)
         return f"{name}; {versions}; {mixture}; {dtype}; {sizes}; {self._model.settings}; {self._shape}"
