@@ -292,7 +292,7 @@ def markdown(result: dict[str, Any]) -> str:
     )
     if "gigabytes" in result["million"]:
         lines += ["", f"2^20 rollouts in bf16 take {result['million']['gigabytes']:.1f} GB of the device."]
-    lines += optimizers.table(result.get("optimizers", []))
+    lines += optimizers.table(result["optimizers"])
     lines += ["", "| op | mixture | of the copy's bandwidth | times torch |", "| --- | --- | --- | --- |"]
     for row in result["mixture"]:
         if "error" in row:
@@ -359,7 +359,8 @@ def measure(
             return {"error": f"{kind}: {str(error).partition(chr(10))[0]}"}
 
     for name, (kind, device) in optimizers.contestants(DEVICE).items():
-        add({"optimizer": name} | tried(optimizers.generation, kind, device, quantiles), "optimizers")
+        row = {"optimizer": name, "device": device}
+        add(row | tried(optimizers.generation, kind, device, quantiles), "optimizers")
     if missing() is None:
         result["million"] = tried(million)
         speeds = mixture_speeds(result["ceilings"])
@@ -390,7 +391,7 @@ def measure(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, and write gpu.json and gpu.md; 2 without a GPU, 1 if a rival of ours is wrong."""
+    """Measure, and write gpu.json and gpu.md; 2 without a GPU, 1 if a rival or an optimiser of ours is wrong."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path(), help="folder of gpu.json and gpu.md")
     parser.add_argument("--hidden", type=int, nargs="+", default=[256, 512])
@@ -419,7 +420,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     keep(result)
     print(markdown(result))
-    return int(any(row["passed"] is False and row["kind"] == "engine" for row in result["parity"]))
+    return int(wrong(result))
+
+
+def wrong(result: dict[str, Any]) -> bool:
+    """Whether an engine of ours or an optimiser failed its check or raised."""
+    engines = any(row["passed"] is False and row["kind"] == "engine" for row in result["parity"])
+    return engines or any(row.get("error", _NO_TIME) != _NO_TIME for row in result["optimizers"])
 
 
 if __name__ == "__main__":

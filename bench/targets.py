@@ -12,6 +12,7 @@ _STEPS_PER_SECOND, _AIM = 300e6, 480e6
 _TIMES_EAGER, _OF_CEILING = 3.0, 0.5
 _OF_COPY, _TIMES_TORCH = 0.85, 3.0
 _BYTES_A_ROLLOUT, _GIGABYTES = 8192, 16.0
+_ASK_AND_TELL = 10e-3
 _EAGER = "torch eager, batched bf16"
 _OURS = "triton "
 
@@ -28,7 +29,7 @@ class Target:
 
 def targets(result: dict[str, Any]) -> list[Target]:
     """Those of the targets of which the result, or what there is of it, has the figures."""
-    found = [*_speeds(result), *_mixture(result["mixture"]), *_memory(result)]
+    found = [*_speeds(result), *_mixture(result["mixture"]), *_memory(result), *_optimizers(result["optimizers"])]
     return sorted(found, key=lambda target: target.reached)
 
 
@@ -77,6 +78,15 @@ def _mixture(rows: list[dict[str, Any]]) -> Iterator[Target]:
             yield Target(f"{_OF_COPY:.0%} of the copy", where, f"{row['of_copy']:.0%}", row["of_copy"] >= _OF_COPY)
             times = row["times_torch"]
             yield Target(f"{_TIMES_TORCH:.0f} times torch eager", where, f"{times:.1f}", times >= _TIMES_TORCH)
+
+
+def _optimizers(rows: list[dict[str, Any]]) -> Iterator[Target]:
+    for row in rows:
+        if "error" not in row and row["device"] != "cpu":
+            where = f"{row['optimizer']}, D {row['dimension']}, P {row['population']}"
+            seconds = row["seconds"]["p50"]
+            name = f"ask and tell in {1e3 * _ASK_AND_TELL:.0f} ms"
+            yield Target(name, where, f"{1e3 * seconds:.1f} ms", seconds <= _ASK_AND_TELL)
 
 
 def _memory(result: dict[str, Any]) -> Iterator[Target]:

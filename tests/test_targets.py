@@ -19,7 +19,7 @@ def speed(rival: str, rate: float, rollouts: int = 1 << 14, **more: Any) -> dict
 def result(*speeds: dict[str, Any], **more: Any) -> dict[str, Any]:
     parity = [{"rival": name, "kind": "peer"} for name in (EAGER, GRAPH)]
     parity += [{"rival": "triton persistent bf16", "kind": "engine"}, {"rival": "torch bf16", "kind": "engine"}]
-    return {"parity": parity, "speeds": list(speeds), "mixture": [], "million": {}} | more
+    return {"parity": parity, "speeds": list(speeds), "mixture": [], "million": {}, "optimizers": []} | more
 
 
 def verdicts(measured: dict[str, Any]) -> dict[str, bool]:
@@ -30,7 +30,9 @@ def test_nothing_is_said_of_what_was_not_measured() -> None:
     assert targets(result()) == []
     failed = {"rival": "triton steps bf16", "hidden": 256, "mixture": "shared", "rollouts": 16384, "error": "no"}
     broken = {"op": "all", "mixture": "all", "error": "no"}
-    assert targets(result(failed, speed(EAGER, 1e8), mixture=[broken], million={"error": "no"})) == []
+    lost = {"optimizer": "batched, cuda", "device": "cuda", "error": "no"}
+    without = {"mixture": [broken], "million": {"error": "no"}, "optimizers": [lost]}
+    assert targets(result(failed, speed(EAGER, 1e8), **without)) == []
 
 
 @pytest.mark.parametrize(
@@ -76,3 +78,11 @@ def test_the_mixture_is_judged_by_bytes_and_by_torch() -> None:
         "| 3 times torch eager | sample, shared | 2.9 | no |",
         "| 85% of the copy | sample, shared | 86% | yes |",
     ]
+
+
+@pytest.mark.parametrize(("seconds", "reached"), [(0.0099, "yes"), (0.0101, "no")])
+def test_the_optimiser_is_judged_on_the_device_alone(seconds: float, reached: str) -> None:
+    row = {"dimension": 867, "population": 4096, "seconds": {"p50": seconds}}
+    rows = [row | {"optimizer": f"batched, {device}", "device": device} for device in ("cuda", "cpu")]
+    where, figure = "batched, cuda, D 867, P 4096", f"{1e3 * seconds:.1f} ms"
+    assert lines(result(optimizers=rows))[3:] == [f"| ask and tell in 10 ms | {where} | {figure} | {reached} |"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -92,6 +93,25 @@ def test_what_fails_is_a_row_and_the_others_are_measured() -> None:
 
 
 @pytest.mark.usefixtures("without_a_gpu")
+def test_a_wrong_optimiser_is_a_row_and_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def generation(kind: str, device: str, clock: object) -> dict[str, Any]:
+        if device == "cuda":
+            raise WrongResultError("gave other bits")
+        return {"seconds": {"p50": 1.0}}
+
+    monkeypatch.setattr(gpu.optimizers, "contestants", lambda device: {"b": ("batched", "cuda"), "p": ("pycma", "cpu")})
+    monkeypatch.setattr(gpu.optimizers, "generation", generation)
+    monkeypatch.setattr(gpu, "contestants", lambda: (rivals("cpu")[0], {}))
+    result = gpu.measure([], [], [], 4, lambda now: None, lambda: 1.0)
+    assert [row.get("error") for row in result["optimizers"]] == ["WrongResultError: gave other bits", None]
+    assert gpu.wrong(result)
+    assert not gpu.wrong(result | {"optimizers": result["optimizers"][1:]})
+    hurried = gpu.measure([], [], [], 4, lambda now: None, lambda: 0.0)
+    assert [row["error"] for row in hurried["optimizers"]] == ["no time was left"] * 2
+    assert not gpu.wrong(hurried)
+
+
+@pytest.mark.usefixtures("without_a_gpu")
 def test_the_bandwidth_of_our_forms_is_that_of_their_kernels() -> None:
     setup, sound = prepare(Workload(2, 16, 20, hidden=8)), next(r for r in rivals("cpu")[0] if r.name == "torch fp32")
     assert gpu.speed(setup, sound, LIMITS)["of_copy"] is None
@@ -146,6 +166,7 @@ def test_the_table_holds_what_was_measured() -> None:
     result = {
         "provenance": {"device": "a GPU", "commit": "abc"},
         "ceilings": LIMITS,
+        "optimizers": [],
         "million": {"gigabytes": 5.75},
         "parity": [
             {"rival": "triton steps bf16", "hidden": 256, "mixture": "shared", "passed": False, "reason": "off"},
