@@ -25,7 +25,7 @@ from .profile_torch import OperatorTime, profile_torch
 from .provenance import provenance
 from .rivals import Rival, rivals
 from .roofs import Roofs, measure_roofs
-from .tables import aligned, dream_table, machine_lines, workload_line
+from .tables import aligned, dream_table, history_table, machine_lines, workload_line
 from .workload import Workload, prepare
 
 _MOST_OPERATORS = 15
@@ -334,24 +334,14 @@ def _joined(reasons: dict[str, str]) -> str:
 
 
 def _show_history(path: Path, plot_path: Path) -> None:
-    rows = [row for row in history.read(path) if row.get("op") == "dream" and row.get("steps_per_second")]
-    if not rows:
+    found = history.dreams(history.read(path))
+    if not found:
         raise click.UsageError(f"{path}: no history yet; `wm-engine bench` begins one")
-    series: dict[str, list[tuple[str, float]]] = {}
-    for row in rows:
-        series.setdefault(_series(row), []).append((_when(row), row["steps_per_second"]))
-    for name, points in series.items():
-        click.echo(f"{name}: " + ", ".join(f"{when}: {rate:,.0f}" for when, rate in points[-5:]))
-    plots.write(plots.history_plot(series), plot_path)
-    click.echo(f"{len(rows)} rows of {path} plotted to {plot_path}")
-
-
-def _series(row: dict[str, Any]) -> str:
-    device = row["cpu"] if row["device"] == "cpu" else row["device"]
-    ends = f" early {row['early_end']:g}" if row["early_end"] else ""
-    work = f"P={row['candidates']} E={row['episodes']} {row['mixture']}{ends}"
-    return f"{row['name']} {work}, {device}, {row['threads']} threads"
-
-
-def _when(row: dict[str, Any]) -> str:
-    return f"{row['date'][:16].replace('T', ' ')} {row['commit'] or row['wm_engine']}"
+    for work, lines in found.items():
+        click.echo(work)
+        for line in history_table(lines):
+            click.echo(line)
+        click.echo()
+    plots.write(plots.history_plot(found), plot_path)
+    count = sum(len(line.rates) for lines in found.values() for line in lines.values())
+    click.echo(f"{count} rates of {path} plotted to {plot_path}")

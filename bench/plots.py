@@ -14,6 +14,7 @@ from wm_engine.report.figures import LIGHT, label, legend, new_axes
 from wm_engine.runs import atomic_write
 
 from .dreams import Entry
+from .history import Line
 from .roofs import Roofs
 
 _MOST_TICKS = 12
@@ -24,7 +25,8 @@ _AROUND = ((7, 7), (-14, 7), (7, -13), (-14, -13))
 def population_plot(entries: Sequence[Entry]) -> Figure:
     """Dream steps a second against the number of rollouts dreamt at once: the ceiling dotted."""
     figure, (panel,) = new_axes(LIGHT, width=7.2, height=4.2)
-    names = list(dict.fromkeys(entry.name for entry in entries))
+    best = {e.name: max(o.steps_per_second or 0.0 for o in entries if o.name == e.name) for e in entries}
+    names = sorted(best, key=lambda name: -best[name])
     for index, name in enumerate(names):
         mine = sorted((e for e in entries if e.name == name and e.steps_per_second), key=lambda e: e.workload.rollouts)
         if not mine:
@@ -47,25 +49,28 @@ def population_plot(entries: Sequence[Entry]) -> Figure:
     return figure
 
 
-def history_plot(series: Mapping[str, Sequence[tuple[str, float]]]) -> Figure:
-    """Rates over the entries of the history, a line a name: (when and which commit, steps a second)."""
-    figure, (panel,) = new_axes(LIGHT, width=8.0, height=4.2)
-    ticks: list[str] = sorted({when for points in series.values() for when, _ in points})
-    for index, (name, points) in enumerate(series.items()):
-        panel.plot(
-            [ticks.index(when) for when, _ in points],
-            [rate for _, rate in points],
-            marker="o",
-            markersize=4,
-            linestyle=_LINES[index // len(LIGHT.accents) % 4],
-            color=LIGHT.accents[index % len(LIGHT.accents)],
-            label=name,
-        )
-    named = range(0, len(ticks), math.ceil(len(ticks) / _MOST_TICKS) or 1)
-    panel.set_xticks(named, [ticks[place] for place in named], rotation=45, ha="right")
-    panel.set_yscale("log")
-    label(panel, LIGHT, y="dream steps/s")
-    legend(panel, LIGHT, loc="center left", bbox_to_anchor=(1.0, 0.5))
+def history_plot(found: Mapping[str, Mapping[str, Line]]) -> Figure:
+    """A panel a workload and machine, one under the other; in each a line a rival, the fastest first in the legend."""
+    figure, panels = new_axes(LIGHT, len(found), width=9.6, height=3.9 * len(found), stacked=True)
+    for panel, (work, lines) in zip(panels, found.items(), strict=True):
+        ticks = sorted({when for line in lines.values() for when in line.rates})
+        for index, (name, line) in enumerate(lines.items()):
+            ceiling = line.kind == "ceiling"
+            panel.plot(
+                [ticks.index(when) for when in line.rates],
+                list(line.rates.values()),
+                marker="o",
+                markersize=4,
+                linestyle=":" if ceiling else _LINES[index // len(LIGHT.accents) % 3],
+                color=LIGHT.muted if ceiling else LIGHT.accents[index % len(LIGHT.accents)],
+                label=name,
+            )
+        named = range(0, len(ticks), math.ceil(len(ticks) / _MOST_TICKS))
+        panel.set_xticks(named, [ticks[place] for place in named], rotation=20, ha="right")
+        panel.set_xlim(-0.5, len(ticks) - 0.5)
+        panel.set_yscale("log")
+        label(panel, LIGHT, y="dream steps/s", title=work)
+        legend(panel, LIGHT, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

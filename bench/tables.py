@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .dreams import Entry
+from .history import Line
 from .measure import WIDE
 from .workload import Workload
 
+_NEWEST = 5
 _SHORT = {
     "one rollout at a time fp32": "loop",
     "one rollout at a time, tuned fp32": "tuned loop",
@@ -54,6 +56,13 @@ def dream_table(entries: Sequence[Entry]) -> list[str]:
             "was busy with something else, so trust the ratios (taken within rounds) more than the rates"
         )
     return lines + [f"WRONG: {entry.wrong}" for entry in entries if entry.wrong]
+
+
+def history_table(lines: Mapping[str, Line]) -> list[str]:
+    """One workload's rates on one machine: a row a rival, the newest few measurements side by side."""
+    whens = sorted({when for line in lines.values() for when in line.rates})[-_NEWEST:]
+    rows = [[name, *(_thousands(line.rates.get(when)) for when in whens)] for name, line in lines.items()]
+    return aligned([["dream steps/s", *whens], *rows])
 
 
 def workload_line(w: Workload) -> str:

@@ -212,6 +212,33 @@ def test_the_history_only_grows(tmp_path):
     assert history.read(path) == [{"a": 1}, {"a": 2}, {"a": 3}]
 
 
+def test_the_history_is_told_by_workload_machine_and_rival():
+    def row(name, hour, rate, **changes):
+        sizes = {"candidates": 64, "episodes": 16, "latent": 32, "hidden": 256, "mixtures": 5, "action": 3}
+        work = {"op": "dream", "mixture": "shared", "early_end": 0.0, "steps": 200, "kind": "engine"}
+        machine = {"device": "cpu", "cpu": "a CPU", "threads": 2, "wm_engine": "0.1.0", "commit": "0123456789ab+"}
+        measured = {"name": name, "steps_per_second": rate, "date": f"2026-11-21T{hour:02}:30:59+00:00"}
+        return sizes | work | machine | measured | changes
+
+    rows = [row("slow", 9, 7e3), row("slow", 8, 5e3), row("fast", 8, 11e3), row("fast", 9, 12e6, steps=100)]
+    rows += [row("slow", 8, 3.0, hidden=512), row("slow", 8, 2.0, threads=1), row("slow", 8, 1.0, early_end=0.5)]
+    rows += [row("wrong", 9, None), row("fast", 9, 13e6)]
+    found = history.dreams(sorted(rows, key=lambda row: row["date"]))
+    work = "P=64 E=16 Z=32 H=256 K=5 A=3, shared; a CPU, 2 threads"
+    assert list(found[work]) == ["fast", "slow"]
+    assert found[work]["fast"].rates == {"2026-11-21 08:30 0123456": 11e3, "2026-11-21 09:30 0123456": 13e6}
+    assert [found[other]["slow"].last for other in found if other != work] == [3.0, 2.0, 1.0]
+    assert "P=64 E=16 Z=32 H=256 K=5 A=3, shared, 50 % end early; a CPU, 2 threads" in found
+    assert tables.history_table(found[work]) == [
+        "dream steps/s  2026-11-21 08:30 0123456  2026-11-21 09:30 0123456",
+        "fast                               11 k                  13,000 k",
+        "slow                              5.0 k                     7.0 k",
+    ]
+    panels = plots.history_plot(found).axes
+    assert [panel.get_title(loc="left") for panel in panels] == list(found)
+    assert [text.get_text() for text in panels[0].get_legend().get_texts()] == ["fast", "slow"]
+
+
 def test_the_command_measures_plots_and_remembers(monkeypatch, tmp_path):
     monkeypatch.setattr(dreams, "_RUN_SECONDS", 0.02)
     history_file = tmp_path / "history.jsonl"

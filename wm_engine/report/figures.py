@@ -55,11 +55,13 @@ def save(draw: Draw, folder: Path, name: str) -> str:
     return name
 
 
-def new_axes(theme: Theme, count: int = 1, width: float = 7.2, height: float = 2.9) -> tuple[Figure, Any]:
-    """A figure of ``count`` panels side by side, inches each way, and its axes."""
+def new_axes(
+    theme: Theme, count: int = 1, width: float = 7.2, height: float = 2.9, stacked: bool = False
+) -> tuple[Figure, Any]:
+    """A figure of ``count`` panels side by side, or one under the other, inches each way, and its axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, count, squeeze=False)[0]
+    panels = figure.subplots(*((count, 1) if stacked else (1, count)), squeeze=False).ravel()
     for panel in panels:
         panel.set_facecolor(theme.surface)
         panel.grid(True, color=theme.grid, linewidth=0.8)
