@@ -1,6 +1,7 @@
-// The matrix products of a step on AMX's tiles, for bf16 and int8: what lstm.h does in registers, 16 rows at a time. Rows
-// beyond the last live one are multiplied too, since a tile's products cost the same for any number of them, and are
-// read by nobody.
+// The matrix products of a step on AMX's tiles, for bf16 and int8: what lstm.h does in registers, 16 rows at a time. The
+// unit is set up for whole tiles once: rows beyond the last live one are multiplied too, and read by nobody.
+//
+// Tiles 0 to 3 hold sums, of up to four vectors of columns; 4 a tile of rows; 5 to 7 weights.
 #pragma once
 
 #include "amx_unit.h"
@@ -49,6 +50,7 @@ struct Amx {
   template <class RowOf>
   static void multiply(const Matrix& m, int64_t depth, int64_t n, const RowOf& row_of, const Hid* h, int64_t h_row,
                        const float* unit, float* y, int64_t y_row) {
+    if (n == 0) return;
     AmxUnit amx;
     for (int64_t group = 0; group * kGroup < m.vectors; ++group)
       for (int64_t first = 0; first < n; first += kAmxRows) {

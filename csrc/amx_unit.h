@@ -38,7 +38,8 @@ class AmxUnit {
   AmxUnit(const AmxUnit&) = delete;
   AmxUnit& operator=(const AmxUnit&) = delete;
 
-  // Not the compiler's intrinsics: GCC's know nothing of the memory they read and write, and want numbers, not constants.
+  // Not the compiler's intrinsics: GCC's do not say which memory they read and write, and take a tile's number as a
+  // literal alone, not as a template's argument.
   template <int T>
   WM_INLINE void load(const void* from, int64_t stride) {
     asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(T) : "memory");

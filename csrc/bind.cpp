@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -52,6 +53,8 @@ int64_t size_between(const char* name, int64_t value, int64_t least, int64_t mos
 float temperature_of(double value) {
   if (!(value >= 0) || !std::isfinite(value))
     throw py::value_error("temperature must be finite and at least 0, but was " + std::to_string(value));
+  if (value > static_cast<double>(std::numeric_limits<float>::max()))
+    throw py::value_error("temperature must be at most 3.4028235e+38, but was " + std::to_string(value));
   return static_cast<float>(value);
 }
 
@@ -68,6 +71,14 @@ Floats floats(const char* name, const py::object& object, const std::vector<int6
   return contiguous;
 }
 
+// The same, of finite numbers alone: no int8 stands for another.
+Floats weights(const char* name, const py::object& object, const std::vector<int64_t>& shape) {
+  const Floats array = floats(name, object, shape);
+  if (!std::all_of(array.data(), array.data() + array.size(), [](float x) { return std::isfinite(x); }))
+    throw py::value_error(std::string(name) + " must be finite");
+  return array;
+}
+
 class Dream {
  public:
   Dream(int64_t latent, int64_t action, int64_t hidden, int64_t mixtures, const std::string& mixture,
@@ -81,11 +92,11 @@ class Dream {
     w.mixtures = wm::size_between("mixtures", mixtures, 1, wm::kLargestSize);
     wm::size_between("hidden_units", hidden_units, 0, wm::kLargestSize);
     w.per_dim = wm::choice<bool>("mixture", mixture, {{"shared", false}, {"per_dim", true}});
-    const Floats ih = floats("weight_ih", weight_ih, {4 * hidden, latent + action});
-    const Floats hh = floats("weight_hh", weight_hh, {4 * hidden, hidden});
-    const Floats bi = floats("bias_ih", bias_ih, {4 * hidden}), bh = floats("bias_hh", bias_hh, {4 * hidden});
-    const Floats hw = floats("head_weight", head_weight, {w.head_rows(), hidden});
-    const Floats hb = floats("head_bias", head_bias, {w.head_rows()});
+    const Floats ih = weights("weight_ih", weight_ih, {4 * hidden, latent + action});
+    const Floats hh = weights("weight_hh", weight_hh, {4 * hidden, hidden});
+    const Floats bi = weights("bias_ih", bias_ih, {4 * hidden}), bh = weights("bias_hh", bias_hh, {4 * hidden});
+    const Floats hw = weights("head_weight", head_weight, {w.head_rows(), hidden});
+    const Floats hb = weights("head_bias", head_bias, {w.head_rows()});
     w.weight_ih = ih.data();
     w.weight_hh = hh.data();
     w.bias_ih = bi.data();
@@ -125,7 +136,7 @@ class Dream {
     plan.survival = wm::choice<bool>("reward", reward, {{"predicted", false}, {"survival", true}});
     plan.sample_done = wm::choice<bool>("done", done, {{"threshold", false}, {"sample", true}});
     plan.common_random_numbers = common_random_numbers;
-    if (first_candidate + static_cast<uint64_t>(plan.candidates) > (uint64_t{1} << 32))
+    if (first_candidate > (uint64_t{1} << 32) - static_cast<uint64_t>(plan.candidates))
       throw py::value_error("first_candidate + candidates must be at most 2**32, but first_candidate was " +
                             std::to_string(first_candidate));
     plan.first_candidate = static_cast<uint32_t>(first_candidate);

@@ -129,13 +129,13 @@ struct Tile {
     step = arena.take<int32_t>(rows);
     total = arena.take<double>(rows);
     bad = arena.take<bool>(rows);
-    if (arena.used < operands_end) arena.used = operands_end;
+    if (kTile > 1) arena.reach(operands_end);
   }
 
  private:
   size_t operands_end = 0;
 
-  // Tiles are read whole: what lies behind the last row is multiplied too, whatever it is.
+  // Tiles are read whole: what lies behind the last row is multiplied too, whatever it is, and nobody reads its sums.
   template <class T>
   T* take_operands(Arena& arena, int64_t rows, int64_t row) {
     const size_t end = arena.used + static_cast<size_t>(round_up(rows, kTile) * row) * sizeof(T);
@@ -726,17 +726,19 @@ class Dream {
   int now_ = 0;
 };
 
-// Calls body(a Mode), that in which the model is kept.
+// Calls body(a Mode), that in which the model is kept. Each is compiled only where the level can come to it.
 template <class Body>
 inline void with_mode(const wm::Model& m, const Body& body) {
 #if defined(__AVX512VNNI__) && defined(__AVX512BF16__)
-  if (m.hidden_element == Element::int8) return body(Int8());
+  if (m.quantised) return body(Int8());
   if (m.hidden_element == Element::bf16) return body(Bf16());
 #elif defined(__AVX512VNNI__)
-  if (m.hidden_element == Element::int8) return body(Int8FloatInput());
-#endif
+  if (m.quantised) return body(Int8FloatInput());
+  if (m.rounded) return body(Bf16AsFloat());
+#else
   if (m.quantised) return body(Int8AsFloat());
   if (m.rounded) return body(Bf16AsFloat());
+#endif
   body(Fp32());
 }
 

@@ -91,7 +91,7 @@ bool dream(const wm::Level& level, wm::Precision precision) {
   wm::Weights w{};
   w.latent = 1 + below(40);
   w.action = 1 + below(5);
-  w.hidden = 1 + below(50);
+  w.hidden = 1 + below(below(8) == 0 ? 200 : 50);  // beyond 64: more than one tile of int8
   w.mixtures = 1 + below(18);
   w.per_dim = below(2) == 1;
   const int64_t Z = w.latent, A = w.action, H = w.hidden;

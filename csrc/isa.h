@@ -14,7 +14,8 @@ std::vector<const Level*> available_levels();
 // Levels of this kind of processor that the compiler could not make.
 std::vector<std::string> levels_not_compiled();
 
-// Whether this processor has matrix tiles (AMX). The level `amx` needs the operating system's leave too.
+// Whether this processor has matrix tiles (AMX). The level `amx` needs the operating system's leave too: it is asked once
+// a process, when levels are first listed or chosen, and a refusal leaves the level out.
 bool has_amx();
 
 // The level called `name`, or the best one for "auto" (then the environment variable WM_ENGINE_ISA decides, if set).

@@ -129,7 +129,7 @@ struct Level {
   const char* name;
   int64_t width;  // floats a vector
   int64_t rows;   // rows of a register tile
-  int64_t depth_steps;  // instructions' depths (bf16 2, int8 4) to whose multiples their matrices are packed
+  int64_t depth_steps;  // a bf16 or int8 matrix is padded to a multiple of so many dot products' depths (2 and 4)
   bool dot_bf16, dot_int8;
   Peak peak_fp32, peak_bf16, peak_int8;  // null where the level has no instruction for it
   size_t (*scratch_bytes)(const Job& job, int64_t rows);

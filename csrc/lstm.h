@@ -16,8 +16,8 @@ using wm::Matrix;
 
 constexpr int kGroup = 4;  // vectors of a column group
 
-// Whether the matrix products of bf16 and int8 are AMX's (amx_body.h); then they take rows, and instructions' depths, by
-// whole tiles.
+// Whether the matrix products of bf16 and int8 are AMX's (amx_body.h). A tile is kTile rows of activations, and of weights
+// kTile times the depth of one dot product; without AMX a row and a dot product are taken by themselves.
 #if defined(WM_AMX)
 constexpr bool kAmx = true;
 constexpr int kTile = 16;

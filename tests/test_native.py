@@ -124,6 +124,8 @@ BAD_MODELS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"precision": "fp8"}, ValueError, "precision must be one of 'fp32', 'bf16', 'int8', but was 'fp8'"),
     ({"isa": "mmx"}, ValueError, "isa must be a level that this processor runs .*but was 'mmx'"),
     ({"hidden_units": -1}, ValueError, "hidden_units must be from 0"),
+    ({"bias_hh": np.full(28, np.nan, np.float32)}, ValueError, "bias_hh must be finite"),
+    ({"weight_hh": np.full((28, 7), -np.inf, np.float32)}, ValueError, "weight_hh must be finite"),
 ]
 
 
@@ -146,6 +148,8 @@ BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"max_steps": 2**31}, ValueError, "max_steps must be from 1 to 2147483647"),
     ({"temperature": -1.0}, ValueError, "temperature must be finite and at least 0"),
     ({"temperature": np.nan}, ValueError, "temperature must be finite"),
+    ({"temperature": 1e39}, ValueError, r"temperature must be at most 3\.4028235e\+38"),
+    ({"first_candidate": 2**64 - 1}, ValueError, r"first_candidate \+ candidates must be at most 2\*\*32"),
     ({"reward": "x"}, ValueError, "reward must be one of"),
     ({"done": "x"}, ValueError, "done must be one of"),
     ({"first_candidate": 2**32 - 2}, ValueError, "first_candidate \\+ candidates"),
@@ -261,7 +265,7 @@ ANY = FAR | st.sampled_from([1e30, -3e38, np.nan, np.inf, -np.inf])
 @given(
     **SHAPES,
     precision=st.sampled_from(["fp32", "bf16", "int8"]),
-    temperature=st.sampled_from([0.0, 1e-45, 1e-3, 1.0, 1e30]),
+    temperature=st.sampled_from([0.0, 1e-45, 1e-3, 1.0, 1e30, 3.4e38]),
     done=st.sampled_from(["threshold", "sample"]),
     planted=st.lists(st.tuples(st.sampled_from(["params", "z", "h", "c", "weights"]), st.integers(0), ANY), max_size=6),
     strided=st.booleans(),
@@ -277,6 +281,10 @@ def test_nothing_makes_it_crash(
         array = model.weights[names[place % len(names)]] if name == "weights" else getattr(model, name)
         array.reshape(-1)[place % array.size] = value
     plan = {"temperature": temperature, "done": done, "record": True}
+    if not all(np.isfinite(weight).all() for weight in model.weights.values()):
+        with pytest.raises(ValueError, match="must be finite"):
+            model.build(precision=precision, isa=isa)
+        return
     out = model.dream(precision, isa, num_threads=threads, **plan)
     assert out["returns"].shape == out["lengths"].shape == (3, 3)
     assert ((out["lengths"] >= 1) & (out["lengths"] <= 2)).all()

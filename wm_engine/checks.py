@@ -21,13 +21,19 @@ def check_int(name: str, value: Any, *, least: int) -> int:
     return number
 
 
-def check_float(name: str, value: Any, *, least: float) -> float:
-    """Return ``value`` as a finite float of at least ``least``; TypeError or ValueError otherwise."""
+FLOAT32_MAX = float(torch.finfo(torch.float32).max)
+"""The largest number that the backends can be given."""
+
+
+def check_float(name: str, value: Any, *, least: float, most: float = float("inf")) -> float:
+    """Return ``value`` as a finite float from ``least`` to ``most``; TypeError or ValueError otherwise."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a float, but was {value!r} ({type(value).__name__})")
     number = float(value)
     if not least <= number < float("inf"):
         raise ValueError(f"{name} must be finite and at least {least}, but was {number}")
+    if number > most:
+        raise ValueError(f"{name} must be at most {most:.8g}, but was {number}")
     return number
 
 

@@ -53,12 +53,20 @@ class World:
 @pytest.mark.parametrize("isa", LEVELS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("mixture", ["shared", "per_dim"])
-@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize(
+    ("sizes", "temperature"),
+    [((6, 2, 37, 3), 0.0), ((6, 2, 37, 3), 0.9), ((32, 2, 256, 5), 0.9), ((70, 2, 129, 7), 0.9)],
+)
 def test_every_level_and_precision_is_the_oracles(
-    isa: str, precision: str, mixture: str, temperature: float, monkeypatch: pytest.MonkeyPatch
+    isa: str,
+    precision: str,
+    mixture: str,
+    sizes: tuple[int, int, int, int],
+    temperature: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("WM_ENGINE_ISA", isa)
-    world = World(mixture)
+    world = World(mixture, sizes)
     # Components far from equal: a choice that rounding tips over leads to another dream, rightly.
     choices = world.m.mixtures * world.m.layout.choices
     world.m.state_dict()["head.bias"][:choices] *= 100.0
@@ -81,7 +89,7 @@ def test_threads_and_company_do_not_change_a_bit(
 ) -> None:
     monkeypatch.setenv("WM_ENGINE_ISA", isa)
     world = World(mixture, candidates=61)
-    plan = {"episodes": 3, "max_steps": 30, "done": "sample", "seed": 2, "common_random_numbers": False}
+    plan = {"episodes": 1, "max_steps": 30, "done": "sample", "seed": 2, "common_random_numbers": False}
     one = world.dream(precision, threads=1, **plan)
     assert 1 < one.lengths.float().mean() < 30
     for threads in (2, 5):
@@ -89,7 +97,8 @@ def test_threads_and_company_do_not_change_a_bit(
         assert torch.equal(one.returns, many.returns)
         assert torch.equal(one.lengths, many.lengths)
     params = world.params
-    for size in (1, 2, 5, 6, 7, 15, 16, 17, 48):  # tiles of a register, of AMX, of a thread: one less, full, one more
+    # Tiles of a register (3 or 6 rows), of AMX (16) and of a thread (48): one row, one less than full, full, one more.
+    for size in (1, 2, 3, 4, 5, 6, 7, 15, 16, 17, 47, 48, 49):
         world.params = params[:size]
         part = world.dream(precision, threads=1, **plan)
         assert torch.equal(part.returns, one.returns[:size])

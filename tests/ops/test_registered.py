@@ -106,3 +106,5 @@ def test_bad_seeds_and_temperatures_are_named() -> None:
         registered.mdn_sample(*rows, counters, -1, 1.0)
     with pytest.raises(ValueError, match="temperature must be finite and at least 0, but was nan"):
         registered.mdn_sample(*rows, counters, 1, float("nan"))
+    with pytest.raises(ValueError, match=r"temperature must be at most 3\.4028235e\+38, but was 1e\+39"):
+        registered.mdn_sample(*rows, counters, 1, 1e39)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from wm_engine.checks import (
+    FLOAT32_MAX,
     as_device,
     check_bool,
     check_choice,
@@ -191,7 +192,7 @@ class DreamEngine:
         plan = RolloutPlan(
             episodes=check_int("episodes", episodes, least=1),
             max_steps=check_int("max_steps", max_steps, least=1),
-            temperature=check_float("temperature", temperature, least=0.0),
+            temperature=check_float("temperature", temperature, least=0.0, most=FLOAT32_MAX),
             seed=check_int("seed", seed, least=0),
             reward=check_choice("reward", reward, REWARDS),
             done=check_choice("done", done, DONES),
