@@ -11,9 +11,27 @@ from wm_engine import machine
 
 @pytest.fixture
 def cgroups(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "_MEMBERSHIP", tmp_path / "membership")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    return tmp_path
+    (tmp_path / "cgroup").mkdir()
+    return tmp_path / "cgroup"
+
+
+def join(cgroups, *lines):
+    """This process is in these cgroups, in the words of /proc/self/cgroup."""
+    (cgroups.parent / "membership").write_bytes("".join(f"{line}\n" for line in lines).encode())
+
+
+def limit_v2(folder, text):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cpu.max").write_text(f"{text}\n")
+
+
+def limit_v1(folder, quota, period="100000"):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+    (folder / "cpu.cfs_period_us").write_text(f"{period}\n")
 
 
 def test_affinity_is_the_limit_where_there_is_no_cgroup(cgroups):
@@ -24,18 +42,85 @@ def test_affinity_is_the_limit_where_there_is_no_cgroup(cgroups):
     ("text", "cpus"), [("max 100000", 8), ("200000 100000", 2), ("150000 100000", 2), ("5000 100000", 1)]
 )
 def test_cgroup_v2(cgroups, text, cpus):
-    (cgroups / "cpu.max").write_text(text + "\n")
+    limit_v2(cgroups, text)
     assert machine.available_cpus() == cpus
 
 
 @pytest.mark.parametrize(("quota", "cpus"), [("-1", 8), ("300000", 3)])
 def test_cgroup_v1(cgroups, quota, cpus):
-    (cgroups / "cpu").mkdir()
-    (cgroups / "cpu" / "cpu.cfs_quota_us").write_text(quota)
-    (cgroups / "cpu" / "cpu.cfs_period_us").write_text("100000")
+    limit_v1(cgroups / "cpu", quota)
     assert machine.available_cpus() == cpus
 
 
-def test_a_damaged_limit_is_no_limit(cgroups):
-    (cgroups / "cpu.max").write_text("many of them")
+@pytest.mark.parametrize(
+    ("own", "slice_", "root", "cpus"),
+    [("300000", "max", None, 3), ("max", "300000", None, 3), ("500000", "200000", None, 2), ("max", "400000", "1", 1)],
+)
+def test_the_least_quota_over_a_nested_cgroup_of_v2_and_its_ancestors(cgroups, own, slice_, root, cpus):
+    join(cgroups, "0::/jobs.slice/job 7: mine.scope")  # a path may hold spaces and colons
+    limit_v2(cgroups / "jobs.slice" / "job 7: mine.scope", f"{own} 100000")
+    limit_v2(cgroups / "jobs.slice", f"{slice_} 100000")
+    limit_v2(cgroups / "jobs.slice" / "another.scope", "100000 100000")  # somebody else's
+    if root:
+        limit_v2(cgroups, f"{root}00000 100000")
+    assert machine.available_cpus() == cpus
+
+
+@pytest.mark.parametrize("mount", ["cpu", "cpu,cpuacct"])
+@pytest.mark.parametrize(("own", "parent", "cpus"), [("300000", "-1", 3), ("-1", "200000", 2), ("-1", "-1", 8)])
+def test_the_least_quota_over_a_nested_cgroup_of_v1_and_its_ancestors(cgroups, mount, own, parent, cpus):
+    join(cgroups, "5:memory:/elsewhere", "4:cpu,cpuacct:/batch/job7", "3:cpuset:/set", "1:name=systemd:/user")
+    limit_v1(cgroups / mount / "batch" / "job7", own)
+    limit_v1(cgroups / mount / "batch", parent)
+    for other in ("elsewhere", "set", "user"):  # the paths of other hierarchies
+        limit_v1(cgroups / mount / other, "100000")
+    assert machine.available_cpus() == cpus
+
+
+@pytest.mark.parametrize(("v1", "v2", "cpus"), [("300000", "500000", 3), ("500000", "300000", 3), ("-1", "max", 8)])
+def test_both_generations_at_once(cgroups, v1, v2, cpus):
+    join(cgroups, "2:cpu:/old", "0::/new")
+    limit_v1(cgroups / "cpu" / "old", v1)
+    limit_v2(cgroups / "new", f"{v2} 100000")
+    assert machine.available_cpus() == cpus
+
+
+def test_a_containers_mount_that_begins_at_its_own_cgroup(cgroups):
+    join(cgroups, "4:cpu:/docker/0123", "0::/docker/0123")
+    limit_v1(cgroups / "cpu", "300000")
+    limit_v2(cgroups, "200000 100000")
+    assert machine.available_cpus() == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["many of them", "lots 100000", "200000", "200000 0", "-5 100000", "", "9" * 400 + " 1"]
+)
+def test_a_damaged_limit_is_no_limit(cgroups, text):
+    join(cgroups, "0::/nested")
+    limit_v2(cgroups, text)
+    limit_v2(cgroups / "nested", text)
     assert machine.available_cpus() == 8
+
+
+@pytest.mark.parametrize(
+    "line", ["0::/../outside", "0::", "0::outside", "cpu", "", "4:cpu:", "4:cpu", "::/", "0::/no/such", "0::/\0"]
+)
+def test_an_odd_membership_leaves_the_roots_limit(cgroups, line):
+    join(cgroups, line, "0::/fine")
+    limit_v2(cgroups.parent / "outside", "100000 100000")
+    limit_v2(cgroups / "outside", "100000 100000")
+    limit_v2(cgroups / "fine", "600000 100000")
+    limit_v2(cgroups, "700000 100000")
+    assert machine.available_cpus() == 6
+
+
+def test_a_limit_or_a_membership_that_cannot_be_read_is_none(cgroups):
+    (cgroups.parent / "membership").mkdir()
+    (cgroups / "cpu.max").mkdir()
+    assert machine.available_cpus() == 8
+
+
+def test_a_cgroup_named_in_other_bytes_than_utf_8(cgroups):
+    (cgroups.parent / "membership").write_bytes(b"0::/caf\xe9\n")
+    limit_v2(cgroups / os.fsdecode(b"caf\xe9"), "300000 100000")
+    assert machine.available_cpus() == 3

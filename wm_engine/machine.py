@@ -6,22 +6,22 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def available_cpus() -> int:
-    """How many CPUs this process may keep busy: the least of affinity (taskset, batch systems) and cgroup quota.
+    """How many CPUs this process may keep busy: the least of affinity (taskset, batch systems) and cgroup quotas.
 
     ``os.cpu_count()`` knows neither, so a container limited to 2 CPUs of a 64-core host would start 64 threads that
     take turns.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota_v2() or _quota_v1()
-    return max(1, min(affinity, math.ceil(quota) if quota else affinity))
+    return max(1, min([affinity, *(math.ceil(quota) for quota in _quotas())]))
 
 
 def use_threads(count: int) -> None:
@@ -44,30 +44,55 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _quota_v2() -> float | None:
-    """CPUs granted by cgroup v2's ``cpu.max`` ("QUOTA PERIOD" in microseconds, or "max PERIOD")."""
-    text = _read(_CGROUPS / "cpu.max").split()
-    if len(text) != 2 or text[0] == "max":
-        return None
-    return _ratio(text[0], text[1])
+def _quotas() -> Iterator[float]:
+    """CPUs granted by every limited cgroup over this process; what cannot be read or understood limits nothing.
+
+    A quota binds all below it, so a process in a systemd slice or a batch system's job obeys its own cgroup's and every
+    ancestor's. Lines of ``/proc/self/cgroup`` are "ID:CONTROLLERS:PATH" (cgroups(7)); v2's has ID 0 and no controllers.
+    A container's mount may begin at its own cgroup while the path still names the host's: its folders are then missing,
+    and the mount's root holds the limit.
+    """
+    yield from _quota_v2(_CGROUPS)
+    yield from _quota_v1(_CGROUPS / "cpu")
+    for line in _read(_MEMBERSHIP).split("\n"):
+        controllers, _, path = line.partition(":")[2].partition(":")
+        if not path.startswith("/") or ".." in path.split("/"):  # "..": outside what this process's namespace shows
+            continue
+        for folder in _folders(path):
+            if line.startswith("0::"):
+                yield from _quota_v2(_CGROUPS / folder)
+            elif "cpu" in controllers.split(","):
+                for mount in {"cpu", controllers}:  # as a rule one is a link to the other
+                    yield from _quota_v1(_CGROUPS / mount / folder)
 
 
-def _quota_v1() -> float | None:
-    """CPUs granted by cgroup v1's ``cpu.cfs_quota_us`` over ``cpu.cfs_period_us`` (-1: no limit)."""
-    folder = _CGROUPS / "cpu"
-    return _ratio(_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
+def _folders(path: str) -> list[PurePosixPath]:
+    """A cgroup and all its ancestors, relative to the hierarchy's mount."""
+    own = PurePosixPath(path.lstrip("/"))
+    return [own, *own.parents]
+
+
+def _quota_v2(folder: Path) -> Iterator[float]:
+    """CPUs granted by cgroup v2's ``cpu.max`` ("QUOTA PERIOD" in microseconds, or "max PERIOD"), if it is limited."""
+    text = _read(folder / "cpu.max").split()
+    if len(text) == 2:
+        yield from _ratio(text[0], text[1])
+
+
+def _quota_v1(folder: Path) -> Iterator[float]:
+    """CPUs granted by cgroup v1's ``cpu.cfs_quota_us`` over ``cpu.cfs_period_us`` (-1: no limit), if it is limited."""
+    yield from _ratio(_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
+        return path.read_text(encoding="utf-8", errors="surrogateescape").strip()  # a cgroup's name may be any bytes
+    except (OSError, ValueError):
         return ""
 
 
-def _ratio(quota: str, period: str) -> float | None:
-    try:
+def _ratio(quota: str, period: str) -> Iterator[float]:
+    with contextlib.suppress(ValueError, ArithmeticError):
         cpus = int(quota) / int(period)
-    except (ValueError, ZeroDivisionError):
-        return None
-    return cpus if cpus > 0 else None
+        if cpus > 0:
+            yield cpus

@@ -1,0 +1,176 @@
+"""Do low precisions rank controllers as float32 does? ``python -m bench.ranking --run FOLDER``.
+
+Evolution follows nothing but the order of the candidates' mean returns, so what a precision costs it is the rank
+correlation of these means with float32's, the starts and the luck being the same. Two yardsticks stand beside it, both
+in float32: starts with z one unit in the last place off, since where that changes the order no rounding could keep it;
+and other starts and luck, which evolution meets with every generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from wm_engine.config import read_config
+from wm_engine.controller import ControllerSpec, load_controller
+from wm_engine.dream import DreamEngine
+from wm_engine.dream.starts import recorded_starts
+from wm_engine.dream.types import Starts
+from wm_engine.errors import WMEngineError
+from wm_engine.evolve import ControllerSettings, DreamFitness, derive_seed
+from wm_engine.fidelity import spearman
+from wm_engine.memory.model import MDNRNN
+from wm_engine.runs import RunFolder, write_json
+from wm_engine.vision.latents import Latents
+
+from .tables import aligned
+
+CENTRES = ("controller", "zero")
+
+
+@dataclass(frozen=True)
+class Dreams:
+    """What is dreamt: by whose M and which shape of C, from where, for how long, and by which rules."""
+
+    m: MDNRNN
+    spec: ControllerSpec
+    starts: Starts
+    settings: ControllerSettings
+    episodes: int
+    steps: int
+    seed: int
+    threads: int | None = None
+
+    def means(self, params: Tensor, precision: str, *, nudged: bool = False, generation: int = 0) -> np.ndarray:
+        """f64 [P], the mean returns of ``params`` f32 [P, D]; -inf where a dream failed.
+
+        ``nudged``: begins one unit in the last place off. ``generation``: another one, other starts and luck.
+        """
+        up = torch.tensor(torch.inf)
+        begin = Starts(torch.nextafter(self.starts.z, up), self.starts.h, self.starts.c) if nudged else self.starts
+        fitness = DreamFitness(
+            DreamEngine(self.m, self.spec, backend="cpp", precision=precision, num_threads=self.threads),
+            begin,
+            episodes=self.episodes,
+            max_steps=self.steps,
+            temperature=self.settings.temperature,
+            reward=self.settings.reward,
+            done=self.settings.done,
+            seed=self.seed,
+        )
+        returns = fitness(params, generation).double().numpy()
+        return np.where(np.isfinite(returns).all(axis=1), returns.mean(axis=1), -np.inf)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One population: the spread (standard deviation) of its mean returns in float32, and rank correlations with them.
+
+    nudged, redrawn : of float32 itself, from starts a last place off, and with other starts and luck
+    """
+
+    centre: str
+    width: float
+    spread: float
+    bf16: float
+    int8: float
+    nudged: float
+    redrawn: float
+
+    def cells(self) -> list[str]:
+        """For a table."""
+        figures = (self.bf16, self.int8, self.nudged, self.redrawn)
+        return [f"{self.width:g} about {self.centre}", f"{self.spread:.1f}", *(f"{rho:.3f}" for rho in figures)]
+
+
+_HEAD = ["population", "spread", "bf16", "int8", "fp32, starts an ulp off", "fp32, other luck"]
+
+
+def population(centre: Tensor, width: float, candidates: int, seed: int) -> Tensor:
+    """f32 [P, D]: normal about ``centre`` f32 [D], standard deviation ``width``, the same directions at any width."""
+    generator = torch.Generator().manual_seed(seed)
+    return centre + width * torch.randn(candidates, centre.numel(), generator=generator)
+
+
+def rank(dreams: Dreams, params: Tensor, centre: str, width: float) -> Ranks:
+    """Rank a population every way."""
+    exact = dreams.means(params, "fp32")
+    others = {
+        "bf16": dreams.means(params, "bf16"),
+        "int8": dreams.means(params, "int8"),
+        "nudged": dreams.means(params, "fp32", nudged=True),
+        "redrawn": dreams.means(params, "fp32", generation=1),
+    }
+    spread = float(exact[np.isfinite(exact)].std())
+    return Ranks(centre, width, spread, **{name: spearman(exact, means) for name, means in others.items()})
+
+
+def read_dreams(root: Path, index: int, episodes: int, steps: int, seed: int, threads: int | None) -> Dreams:
+    """The dream of a run's round as its controller was trained in it, with the length and the number asked for."""
+    folder, settings = RunFolder(root).iteration(index), read_config(RunFolder(root).config).controller
+    m, (spec, _) = MDNRNN.load(folder.memory), load_controller(folder.controller)
+    latents = Latents.open(folder.latents)
+    starts = recorded_starts(m, latents, settings.starts, settings.mid_fraction, derive_seed(seed, "starts"))
+    return Dreams(m, spec, starts, settings, episodes, steps, seed, threads)
+
+
+@click.command()
+@click.option("--run", "root", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
+@click.option("--round", "index", type=click.IntRange(0), default=0, show_default=True, help="Whose M and C.")
+@click.option("--candidates", type=click.IntRange(2), default=96, show_default=True, help="Of each population.")
+@click.option("--episodes", type=click.IntRange(1), default=32, show_default=True, help="Dreams of each candidate.")
+@click.option("--steps", type=click.IntRange(1), default=300, show_default=True, help="Most steps of a dream.")
+@click.option(
+    "--width",
+    "widths",
+    type=click.FloatRange(0.0, min_open=True),
+    multiple=True,
+    default=(0.02, 0.05, 0.1, 0.2),
+    show_default=True,
+    help="Standard deviation of a population; may be given many times.",
+)
+@click.option("--seed", default=0, show_default=True, help="Of the populations, the starts and the luck.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all this process may use]")
+@click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures there too.")
+def main(
+    root: Path,
+    index: int,
+    candidates: int,
+    episodes: int,
+    steps: int,
+    widths: Sequence[float],
+    seed: int,
+    threads: int | None,
+    out: Path | None,
+) -> None:
+    """Rank correlation of controllers' mean dream returns in bf16 and int8 with float32's, about C and about zero."""
+    try:
+        dreams = read_dreams(root, index, episodes, steps, seed, threads)
+        _, best = load_controller(RunFolder(root).iteration(index).controller)
+    except (WMEngineError, FileNotFoundError) as error:
+        raise click.ClickException(str(error)) from error
+    rows = []
+    for centre, middle in zip(CENTRES, (best, torch.zeros_like(best)), strict=True):
+        for width in widths:
+            params = population(middle, width, candidates, derive_seed(seed, "population", centre))
+            rows.append(rank(dreams, params, centre, width))
+            click.echo(" ".join(rows[-1].cells()), err=True)
+    m = dreams.m
+    click.echo(
+        f"{m.layout.mixture}, Z={m.latent} H={m.hidden} K={m.mixtures} A={m.action}; P={candidates} E={episodes} "
+        f"T={steps}; rank correlation with fp32"
+    )
+    click.echo("\n".join(aligned([_HEAD, *(row.cells() for row in rows)])))
+    if out is not None:
+        said = {"mixture": m.layout.mixture, "candidates": candidates, "episodes": episodes, "steps": steps}
+        write_json(out, said | {"seed": seed, "round": index, "populations": [asdict(row) for row in rows]})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Rank correlations of low precisions with float32, on a tiny M."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from recordings import PixelVision, known_world
+
+from wm_engine import MDNRNN, ControllerSpec
+from wm_engine.bench import ranking
+from wm_engine.config import resolve
+from wm_engine.controller import save_controller
+from wm_engine.core import core
+from wm_engine.runs import RunFolder
+from wm_engine.vision.latents import encode_store
+
+CORE, REASON = core()
+needs_core = pytest.mark.skipif(CORE is None, reason=REASON or "built")
+SIZES = {"candidates": 12, "episodes": 4, "steps": 8}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one round: a random M with spreads that leave something to rank, latents, and a controller."""
+    root = tmp_path_factory.mktemp("run")
+    folder = RunFolder(root).iteration(0)
+    encode_store(PixelVision(), known_world(root / "rollouts"), folder.latents)
+    m, generator = MDNRNN(2, 3, hidden=7, mixtures=2, mixture="shared"), torch.Generator().manual_seed(1)
+    for value in m.state_dict().values():
+        value.copy_(torch.randn(value.shape, generator=generator) * 0.5)
+    m.state_dict()["head.bias"][-1] = -1e9  # no end
+    m.save(folder.memory)
+    spec = ControllerSpec(2, 7, 3, squash="tanh")
+    save_controller(folder.controller, spec, torch.randn(spec.num_params, generator=generator))
+    resolve("smoke").write(RunFolder(root).config)
+    return root
+
+
+def ranked(run: Path, *more: str) -> dict:
+    """What a measurement of the run wrote."""
+    out = run / "ranking.json"
+    sizes = [word for name, value in SIZES.items() for word in (f"--{name}", str(value))]
+    said = CliRunner().invoke(ranking.main, ["--run", str(run), *sizes, "--json", str(out), *more])
+    assert said.exit_code == 0, said.output
+    return json.loads(out.read_text())
+
+
+def test_populations_lie_about_their_centre() -> None:
+    centre = torch.linspace(-1.0, 1.0, 50)
+    narrow, wide = (ranking.population(centre, width, 400, seed=3) for width in (0.1, 0.4))
+    assert torch.allclose((wide - centre) / 4, narrow - centre, atol=1e-6)
+    assert (narrow - centre).std().item() == pytest.approx(0.1, rel=0.02)
+
+
+@needs_core
+def test_every_population_is_ranked_and_repeats(run: Path) -> None:
+    result = ranked(run, "--width", "0.5", "--width", "1.5")
+    assert result | SIZES == result
+    assert [(row["centre"], row["width"]) for row in result["populations"]] == [
+        ("controller", 0.5),
+        ("controller", 1.5),
+        ("zero", 0.5),
+        ("zero", 1.5),
+    ]
+    for row in result["populations"]:
+        assert row["spread"] > 0
+        assert all(-1.0 <= row[name] <= 1.0 for name in ("bf16", "int8", "nudged", "redrawn"))
+        # An ulp parts nothing in 8 steps, other luck does.
+        assert row["nudged"] > row["redrawn"]
+    assert ranked(run, "--width", "0.5", "--width", "1.5") == result
+    assert ranked(run, "--width", "0.5", "--width", "1.5", "--seed", "1") != result
+
+
+@needs_core
+def test_a_precision_that_reverses_the_order_is_seen(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dreams = ranking.read_dreams(run, 0, 4, 8, seed=0, threads=1)
+    params = ranking.population(torch.zeros(dreams.spec.num_params), 1.0, 12, seed=0)
+    exact = dreams.means(params, "fp32")
+    monkeypatch.setattr(
+        ranking.Dreams,
+        "means",
+        lambda self, params, precision, **how: {"fp32": exact, "bf16": -exact, "int8": np.exp(exact)}[precision],
+    )
+    row = ranking.rank(dreams, params, "zero", 1.0)
+    assert (row.bf16, row.int8, row.nudged) == pytest.approx((-1.0, 1.0, 1.0))
+
+
+@needs_core
+def test_a_failed_dream_ranks_worst(run: Path) -> None:
+    dreams = ranking.read_dreams(run, 0, 4, 8, seed=0, threads=1)
+    params = ranking.population(torch.zeros(dreams.spec.num_params), 1.0, 3, seed=0)
+    params[1, :] = 3e38  # beyond float32 once summed
+    means = dreams.means(params, "fp32")
+    assert np.isfinite(means[[0, 2]]).all()
+    assert means[1] == -np.inf
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
+    said = CliRunner().invoke(ranking.main, ["--run", str(tmp_path)])
+    assert said.exit_code == 1
+    assert str(tmp_path / "config.toml") in said.output
