@@ -1,9 +1,8 @@
-"""The C++ core as a backend: every instruction set and precision, threads, interrupts, and its absence."""
+"""The C++ core as a backend: every instruction set and precision, threads, and its absence."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -166,33 +165,6 @@ def test_two_engines_at_once() -> None:
         thread.join()
     for want, got in zip(alone, together, strict=True):
         assert torch.equal(want, got)
-
-
-ENDLESS = """
-import sys, torch, wm_engine as wm
-m = wm.MDNRNN(8, 2, 32, 3)
-m.state_dict()["head.bias"][-1] = -1e9
-c = wm.ControllerSpec(8, 32, 2, squash="tanh")
-engine = wm.DreamEngine(m, c, backend="cpp", num_threads=int(sys.argv[1]))
-print("dreaming", flush=True)
-engine.rollout(torch.zeros(4, c.num_params), wm.Starts(torch.zeros(1, 8)), episodes=16, max_steps=2**31 - 1)
-"""
-
-
-@needs_core
-@pytest.mark.parametrize("threads", ["1", "3"])
-def test_an_interrupt_ends_an_endless_dream(threads: str) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", ENDLESS, threads], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "dreaming\n"
-    process.send_signal(signal.SIGINT)
-    try:
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert "KeyboardInterrupt" in errors
 
 
 FORKED = """
