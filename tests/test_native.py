@@ -205,9 +205,9 @@ def test_an_input_beyond_bf16_saturates_the_units_that_there_are(isa: str, mixtu
 COUNTDOWN = 50
 
 
-def countdown(isa: str, lengths: np.ndarray, threads: int) -> dict[str, Any]:
+def countdown(isa: str, precision: str, mixture: str, lengths: np.ndarray, threads: int) -> dict[str, Any]:
     """A dream of 20 candidates whose episode e ends after ``lengths[e]`` steps."""
-    model = Model((2, 1, 4, 2), "shared", "z", 0, 0)
+    model = Model((2, 1, 4, 2), mixture, "z", 0, 0)
     for weights in model.weights.values():
         weights[:] = 0.0
     gates = model.weights["bias_ih"].reshape(4, 4)  # [i, f, g, o] by units
@@ -218,16 +218,26 @@ def countdown(isa: str, lengths: np.ndarray, threads: int) -> dict[str, Any]:
     starts = {"z": np.zeros((len(lengths), 2), np.float32), "h": np.zeros((len(lengths), 4), np.float32), "c": c}
     params = np.zeros((20, model.params.shape[1]), np.float32)
     plan = {"episodes": len(lengths), "max_steps": COUNTDOWN, "num_threads": threads}
-    return model.dream(isa=isa, params=params, **starts, **plan)
+    return model.dream(precision, isa, params=params, **starts, **plan)
 
 
 @pytest.mark.parametrize("isa", LEVELS)
-@pytest.mark.parametrize("threads", [1, 2])
-def test_work_follows_the_steps_lived(isa: str, threads: int) -> None:
+@pytest.mark.parametrize(
+    ("precision", "mixture", "threads"),
+    [
+        ("fp32", "shared", 1),
+        ("fp32", "per_dim", 2),
+        ("bf16", "shared", 2),
+        ("bf16", "per_dim", 1),
+        ("int8", "shared", 1),
+        ("int8", "per_dim", 2),
+    ],
+)
+def test_work_follows_the_steps_lived(isa: str, precision: str, mixture: str, threads: int) -> None:
     order = np.random.default_rng(0).permutation(COUNTDOWN)
     work = {}
     for name, lengths in (("uniform", order + 1), ("endless", np.full(COUNTDOWN, COUNTDOWN))):
-        out = countdown(isa, lengths, threads)
+        out = countdown(isa, precision, mixture, lengths, threads)
         assert (out["lengths"] == lengths).all()
         work[name] = out["work"]["row_steps"] / out["lengths"].sum()
     assert work["endless"] >= 1.0
