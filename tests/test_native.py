@@ -308,6 +308,26 @@ def test_nothing_makes_it_crash(
             assert np.array_equal(out[name], again[name], equal_nan=True)
 
 
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    **SHAPES,
+    name=st.sampled_from(["params", "z", "h", "c", *sorted(Model((1, 1, 1, 1), "shared", "z", 0, 0).weights)]),
+    dtype=st.sampled_from(["float16", "float64", ">f4", "int8", "int32", "uint64", "bool", "complex64", "O", "U3"]),
+)
+def test_other_dtypes_are_refused_by_name(
+    sizes: Any, mixture: str, features: str, units: int, isa: str, name: str, dtype: str
+) -> None:
+    model = Model(sizes, mixture, features, units, 6)
+    if name in model.weights:
+        changed = model.weights[name].astype(dtype)
+        with pytest.raises(TypeError, match=rf"^{name} must be a float32 array of shape .*, but was "):
+            model.build(isa=isa, **{name: changed})
+    else:
+        setattr(model, name, getattr(model, name).astype(dtype))
+        with pytest.raises(TypeError, match=rf"^{name} must be a float32 array of shape .*, but was "):
+            model.dream(isa=isa)
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(**SHAPES, precision=st.sampled_from(["fp32", "bf16", "int8"]), planted=st.lists(
     st.tuples(st.integers(0), ANY), min_size=1, max_size=3
