@@ -15,9 +15,11 @@ from .workload import Setup
 STEPS = 16
 """Steps that are compared: long enough for every state to matter, short enough for rounding not to grow."""
 
+FACTOR = 2.0
+"""How much larger than plain torch's at the same precision an error may be."""
+
 _SAMPLES = 256
 _QUANTILES = (0.5, 0.9)
-_FACTOR = 2.0
 _FLOOR = 1e-6
 # Where torch has no such precision: the nearest it has, and how much coarser the other is. Eight bits a weight with a
 # scale per row carry about as much as bfloat16's eight-bit significand; the activations lose the same once more.
@@ -36,7 +38,7 @@ class Comparison:
     allowed: tuple[float, ...]
 
 
-def compare(returns: Tensor, exact: Tensor, yardstick: Tensor, factor: float = _FACTOR) -> Comparison:
+def compare(returns: Tensor, exact: Tensor, yardstick: Tensor, factor: float = FACTOR) -> Comparison:
     """Errors of returns [P, E] against the float64 ones beside those of plain torch at the same precision.
 
     Quantiles, not the largest: where u falls within rounding of a component's edge, one rollout takes another branch
@@ -67,7 +69,7 @@ def check(rival: Rival, setup: Setup) -> Comparison | None:
     short = rival.setup(setup).resized(steps=STEPS)
     precision, coarser = _STAND_INS.get(rival.precision, (rival.precision, 1.0))
     exact, yardstick = reference(short), reference(short, precision)
-    result = compare(rival.build(short)(), exact, yardstick, _FACTOR * coarser)
+    result = compare(rival.build(short)(), exact, yardstick, FACTOR * coarser)
     if any(error > limit for error, limit in zip(result.errors, result.allowed, strict=True)):
         raise WrongResultError(
             f"{rival.name}: errors of its returns after {STEPS} steps were {_list(result.errors)} (median, 90 % "
@@ -103,7 +105,7 @@ def check_values(name: str, values: Iterable[Tensor], exact: Iterable[Tensor], y
     for place, (value, truth, plain) in enumerate(zip(values, exact, yardstick, strict=True)):
         truth = truth.detach().double().cpu()
         error, allowed = (float((each.detach().double().cpu() - truth).abs().max()) for each in (value, plain))
-        limit = _FACTOR * allowed + _FLOOR * float(truth.abs().max())
+        limit = FACTOR * allowed + _FLOOR * float(truth.abs().max())
         if not error <= limit:
             raise WrongResultError(
                 f"{name}: output {place} is {error:.2g} off, should be at most {limit:.2g}; no speed is given"

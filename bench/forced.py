@@ -22,14 +22,13 @@ from wm_engine.dream.types import DreamOutput
 from wm_engine.ops.lstm import lstm_step
 from wm_engine.rng import StepDraws
 
-from .check import WrongResultError
+from .check import FACTOR, WrongResultError
 from .rivals import Rival
 from .workload import Setup
 
 FLOORS = {"fp32": 2.0**-21, "bf16": 2.0**-6, "fp16": 2.0**-9}
 """What an error may be where torch makes none, of 1 + the value's size: those of the tests' checker."""
 
-_FACTOR = 2.0
 # The steps before which states are taken, of as many candidates with all their episodes.
 _AT = (0, 1, 2, 5, 15)
 _VISITORS = 3
@@ -71,7 +70,7 @@ def check_steps(rival: Rival, setup: Setup) -> StepErrors:
     for name, mask in compared.items():
         truth = _field(exact, name)
         errors[name], peers = (_error(_field(out, name), truth, mask) for out in (got, plain))
-        allowed[name] = _FACTOR * peers + FLOORS[rival.precision]
+        allowed[name] = FACTOR * peers + FLOORS[rival.precision]
     wrong = [name for name in compared if not errors[name] <= allowed[name]]
     if wrong:
         said = ", ".join(f"{name} {errors[name]:.2g} off, should be at most {allowed[name]:.2g}" for name in wrong)
@@ -144,7 +143,7 @@ def _at_an_edge(one: Setup, exact: DreamOutput, precision: str) -> Tensor:
 
     right, rounded = edges("fp64", torch.float64), edges(precision, torch.float32)
     off = float((rounded - right).abs().max()) if work.mixtures > 1 else 0.0
-    near = FLOORS[precision] + _FACTOR * off
+    near = FLOORS[precision] + FACTOR * off
     episodes = torch.arange(plan.episodes)
     source = StepDraws(plan.seed, torch.zeros(1, dtype=torch.int64), episodes, work.latent, work.mixture, torch.float64)
     u = source.at(0)[1].expand(work.candidates, -1, -1).flatten(0, 1)

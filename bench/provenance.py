@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import subprocess
@@ -16,6 +14,7 @@ import torch
 
 import wm_engine
 from wm_engine.dream.cpp_backend import CppBackend
+from wm_engine.kernels import triton_version
 from wm_engine.machine import available_cpus
 
 
@@ -29,7 +28,7 @@ def provenance(device: str, threads: int | None) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "jax": _version("jax"),
-        "triton": _triton() if device == "cuda" else None,
+        "triton": triton_version() if device == "cuda" else None,
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu(),
         "cpus": available_cpus(),
@@ -62,13 +61,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _triton() -> str | None:
-    """As the module has it: the package that brings it goes by several names."""
-    if importlib.util.find_spec("triton") is None:
-        return None
-    return str(importlib.import_module("triton").__version__)
 
 
 def _cpu() -> str:

@@ -54,9 +54,9 @@ struct Amx {
     AmxUnit amx;
     for (int64_t group = 0; group * kGroup < m.vectors; ++group)
       for (int64_t first = 0; first < n; first += kAmxRows) {
-        const int64_t rows = n - first < kAmxRows ? n - first : kAmxRows, vectors = m.vectors - group * kGroup;
-        const auto multiply_vectors = [&](auto count) {
-          constexpr int N = decltype(count)::value;
+        const int64_t rows = n - first < kAmxRows ? n - first : kAmxRows;
+        with_vectors(m.vectors - group * kGroup, [&](auto vectors) {
+          constexpr int N = decltype(vectors)::value;
           Sums<N> sums;
           start<N>(amx, h + first * h_row, h_row, m, group, depth);
           store(amx, sums);
@@ -65,15 +65,7 @@ struct Amx {
           for (int64_t r = 0; r < rows; ++r)
             for (int j = 0; j < N; ++j)
               ::store(y + row_of(first + r) * y_row + (group * kGroup + j) * kWidth, sums.at[r][j]);
-        };
-        if (vectors >= 4)
-          multiply_vectors(Count<4>());
-        else if (vectors == 3)
-          multiply_vectors(Count<3>());
-        else if (vectors == 2)
-          multiply_vectors(Count<2>());
-        else
-          multiply_vectors(Count<1>());
+        });
       }
   }
 

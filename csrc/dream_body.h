@@ -184,7 +184,6 @@ inline void multiply(const Matrix& m, int64_t depth, int64_t n, const RowOf& row
   typedef typename Mode::Hid Hid;
   const int64_t groups = (m.vectors + kGroup - 1) / kGroup;
   for (int64_t group = 0; group < groups; ++group) {
-    const int64_t vectors = m.vectors - group * kGroup;
     for_tiles(n, [&](auto count, int64_t first) {
       constexpr int R = decltype(count)::value;
       const Hid* x[R];
@@ -196,14 +195,9 @@ inline void multiply(const Matrix& m, int64_t depth, int64_t n, const RowOf& row
         out[r] = y + row * y_row;
         size[r] = Mode::kQuantised ? unit[row] : 0.0f;
       }
-      if (vectors >= 4)
-        multiply_group<Mode, R, 4>(x, size, m, group, depth, out);
-      else if (vectors == 3)
-        multiply_group<Mode, R, 3>(x, size, m, group, depth, out);
-      else if (vectors == 2)
-        multiply_group<Mode, R, 2>(x, size, m, group, depth, out);
-      else
-        multiply_group<Mode, R, 1>(x, size, m, group, depth, out);
+      with_vectors(m.vectors - group * kGroup, [&](auto vectors) WM_FLAT {
+        multiply_group<Mode, R, decltype(vectors)::value>(x, size, m, group, depth, out);
+      });
     });
   }
 }

@@ -16,6 +16,19 @@ using wm::Matrix;
 
 constexpr int kGroup = 4;  // vectors of a column group
 
+// body(Count<N>()) with N the vectors of a column group where `left` are left from its first on.
+template <class Body>
+WM_INLINE void with_vectors(int64_t left, const Body& body) {
+  if (left >= 4)
+    body(Count<4>());
+  else if (left == 3)
+    body(Count<3>());
+  else if (left == 2)
+    body(Count<2>());
+  else
+    body(Count<1>());
+}
+
 // Whether the matrix products of bf16 and int8 are AMX's (amx_body.h). A tile is kTile rows of activations, and of weights
 // kTile times the depth of one dot product; without AMX a row and a dot product are taken by themselves.
 #if defined(WM_AMX)

@@ -19,7 +19,7 @@ MOST = {"hidden": 1024, "latent + action": 128, "mixtures": 64, "action": 64, "h
 
 def missing() -> str | None:
     """Why the kernels cannot be used in this Python environment, or None where they can."""
-    if importlib.util.find_spec("triton") is None:
+    if triton_version() is None:
         return "Triton is not installed: on Linux, `pip install 'wm-engine[triton]'`"
     reason = too_old_for("cuda", 0)
     if reason is None and torch.version.hip is None:
@@ -29,23 +29,28 @@ def missing() -> str | None:
     return reason
 
 
-def triton_version() -> tuple[int, ...]:
-    """Triton's version as far as the minor one. ImportError where it is not installed."""
+def triton_version() -> str | None:
+    """Triton's version, as the module has it: packages of several names bring it. None where it is not installed."""
+    if importlib.util.find_spec("triton") is None:
+        return None
     import triton
 
-    return tuple(int(part) for part in triton.__version__.split(".")[:2])
+    return str(triton.__version__)
+
+
+def triton_release() -> tuple[int, ...]:
+    """Triton's version as far as the minor one, () where it is not installed."""
+    return tuple(int(part) for part in (triton_version() or "").split(".")[:2] if part)
 
 
 def too_old_for(backend: str, arch: int | str) -> str | None:
     """Why this Triton cannot compile for a target, named as Triton does, or None where it can."""
     sm_100 = backend == "cuda" and int(arch) >= 100
     oldest = OLDEST_TRITON_FOR_SM_100 if sm_100 else OLDEST_TRITON
-    if triton_version() >= oldest:
+    if triton_release() >= oldest:
         return None
-    import triton
-
     target = f" for sm_{arch}" if sm_100 else ""
-    return f"Triton {triton.__version__} is too old{target}: it must be {'.'.join(map(str, oldest))} or newer"
+    return f"Triton {triton_version()} is too old{target}: it must be {'.'.join(map(str, oldest))} or newer"
 
 
 def interpreted() -> bool:

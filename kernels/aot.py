@@ -25,7 +25,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from . import dream, interpreted, launch, lstm, mdn, too_old_for, triton_version
+from . import dream, interpreted, launch, lstm, mdn, too_old_for, triton_release, triton_version
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -164,7 +164,7 @@ def compile_case(case: Case, target: str) -> Compiled:
 def shortfalls(case: Case, target: str, compiled: Compiled) -> list[str]:
     """What is wrong with what the compiler made of a case."""
     found = []
-    if case.tuned and compiled.spilled > 0 and triton_version() >= NO_SPILLS_SINCE:
+    if case.tuned and compiled.spilled > 0 and triton_release() >= NO_SPILLS_SINCE:
         found.append(f"{compiled.spilled} bytes a thread spilled, should be none")
     if compiled.shared > SHARED_MEMORY[target]:
         found.append(f"{compiled.shared} bytes of shared memory, the device has {SHARED_MEMORY[target]}")
@@ -225,7 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
     if interpreted():
         print("TRITON_INTERPRET is set, under which nothing is compiled: unset it", file=sys.stderr)
         return 1
-    print(f"Triton {triton.__version__}; bytes; registers and spills are a thread's")
+    print(f"Triton {triton_version()}; bytes; registers and spills are a thread's")
     print(f"{'target':<8}{'kernel':<26}{'registers':>10}{'spilled':>9}{'shared':>9}  verdict")
     failed = 0
     for target in chosen.targets:

@@ -70,6 +70,28 @@ def test_a_squash_that_leaves_the_bounds_of_the_actions_is_refused(asked):
         check_environment(config_of(("tanh", "argmax", "sigmoid")))
 
 
+def test_an_optimizer_that_cannot_live_where_it_is_told_to_is_refused(asked, monkeypatch):
+    monkeypatch.setattr("wm_engine.checks.device_counts", lambda: {"cpu": 1, "cuda": 1, "mps": 1})
+
+    def evolving(device, population, hidden_units=0):
+        settings = {"optimizer_device": device, "population": population, "hidden_units": hidden_units}
+        return make_config({"controller": settings, "device": "cpu"}, "test")
+
+    for device, message in (
+        ("toaster", r"device must be one that is here \(cpu, cuda:0, mps\), but was 'toaster'"),
+        ("cuda:1", r"device must be one that is here \(cpu, cuda:0, mps\), but was 'cuda:1'"),
+        ("mps", "device must know float64, but was 'mps'"),
+    ):
+        with pytest.raises(ConfigError, match=rf"controller\.optimizer_device: {message}"):
+            check_environment(evolving(device, 256))
+    # `auto` goes by the size of the controller that will be evolved: 867 parameters, or 5,843 with 20 hidden units.
+    with pytest.raises(
+        ConfigError, match="'cpu' for 'pycma', which 'auto' takes for a popsize of 64, but was 'cuda:0'"
+    ):
+        check_environment(evolving("cuda:0", 64))
+    check_environment(evolving("cuda:0", 64, hidden_units=20))
+
+
 def test_one_word_stands_for_all_actions():
     tables = {"controller": {"squash": "argmax"}}
     assert make_config(tables, "test").controller.squash == ("argmax",)

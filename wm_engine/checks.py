@@ -31,7 +31,7 @@ def check_float(name: str, value: Any, *, least: float, most: float = float("inf
         raise TypeError(f"{name} must be a float, but was {value!r} ({type(value).__name__})")
     number = float(value)
     if not least <= number < float("inf"):
-        raise ValueError(f"{name} must be finite and at least {least}, but was {number}")
+        raise ValueError(f"{name} must be finite and at least {least:g}, but was {number}")
     if number > most:
         raise ValueError(f"{name} must be at most {most:.8g}, but was {number}")
     return number

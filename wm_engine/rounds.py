@@ -79,19 +79,13 @@ def device_of(config: Config) -> torch.device:
 
 
 def check_machine(config: Config) -> None:
-    """Raise ConfigError or MissingDependencyError where this machine cannot dream and evolve as ``config`` asks.
+    """Raise ConfigError or MissingDependencyError where this machine cannot dream as ``config`` asks.
 
     Asked before the first stage: the dream comes hours later in a long run.
     """
     spec = ControllerSpec(latent=1, hidden=1, action=1, squash="tanh")
     m = MDNRNN(latent=1, action=1, hidden=1, mixtures=1, mixture=config.memory.mixture)
-    engine, settings = make_engine(config, m, spec), config.controller
-    try:
-        choose_optimizer(
-            settings.optimizer, settings.population, spec.num_params, settings.optimizer_device, engine.device
-        )
-    except ValueError as error:
-        raise ConfigError(f"controller.optimizer_device: {error}") from error
+    make_engine(config, m, spec)
 
 
 def load_models(current: Round) -> tuple[VAE, MDNRNN]:
@@ -107,16 +101,22 @@ def make_agent(folder: RunFolder, config: Config, params: Tensor | None = None) 
 
 
 def controller_spec(current: Round, m: MDNRNN) -> ControllerSpec:
-    settings = current.config.controller
-    squash = _squash(current.config, _action_ranges(current.config))
+    """The controller that the configuration asks for, on this M; ConfigError where it cannot act in the environment."""
+    return _controller_spec(current.config, _action_ranges(current.config), m.latent, m.hidden, m.action)
+
+
+def _controller_spec(
+    config: Config, ranges: list[tuple[float, float]], latent: int, hidden: int, action: int
+) -> ControllerSpec:
+    settings, squash = config.controller, _squash(config, ranges)
     try:
-        return ControllerSpec(m.latent, m.hidden, m.action, settings.features, squash, settings.hidden_units)
+        return ControllerSpec(latent, hidden, action, settings.features, squash, settings.hidden_units)
     except ValueError as error:
         raise ConfigError(f"controller: {error}") from error
 
 
 def check_environment(config: Config) -> None:
-    """Raise ConfigError or MissingDependencyError where the environment cannot be made, or C cannot act in it.
+    """Raise ConfigError or MissingDependencyError where the environment cannot be made, or C not act in it or evolve.
 
     Asked before the run folder is written to: a mistyped ``env.id`` must not stand in the records of a begun run.
     """
@@ -124,7 +124,12 @@ def check_environment(config: Config) -> None:
     scored_on = config.env.model_copy(update={"backend": config.evaluate.backend})
     if choose_backend(scored_on) != choose_backend(config.env):
         make_env(scored_on, 1).close()
-    _squash(config, ranges)
+    settings = config.controller
+    spec = _controller_spec(config, ranges, config.vision.latent, config.memory.hidden, len(ranges))
+    try:
+        choose_optimizer(settings.optimizer, settings.population, spec.num_params, settings.optimizer_device)
+    except ValueError as error:
+        raise ConfigError(f"controller.optimizer_device: {error}") from error
 
 
 def _action_ranges(config: Config) -> list[tuple[float, float]]:

@@ -100,7 +100,7 @@ def test_a_gpu_that_this_triton_cannot_compile_for_is_named(monkeypatch: pytest.
 
 def test_auto_falls_back_and_says_so_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     world = World()
-    monkeypatch.setattr(engine, "_check_here", lambda device: None)
+    monkeypatch.setattr(engine, "check_device", lambda name, device: device)
     monkeypatch.setattr(engine, "_logged", set())
     monkeypatch.setattr(triton_backend.kernels, "missing", lambda: "no Triton")
     with caplog.at_level(logging.INFO):

@@ -174,7 +174,7 @@ BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"episodes": 2.0}, TypeError, r"episodes must be an int, but was 2\.0"),
     ({"max_steps": 0}, ValueError, "max_steps must be at least 1, but was 0"),
     ({"max_steps": 1 << 31}, ValueError, "max_steps must be at most 2147483647, but was 2147483648"),
-    ({"temperature": -0.1}, ValueError, r"temperature must be finite and at least 0\.0, but was -0\.1"),
+    ({"temperature": -0.1}, ValueError, r"temperature must be finite and at least 0, but was -0\.1"),
     ({"temperature": 1e39}, ValueError, r"temperature must be at most 3\.4028235e\+38, but was 1e\+39"),
     ({"temperature": float("nan")}, ValueError, "temperature must be finite"),
     ({"seed": -1}, ValueError, "seed must be at least 0, but was -1"),

@@ -17,10 +17,9 @@ from world import World
 
 from wm_engine import DreamEngine
 from wm_engine.bench.evolution import ellipsoid
-from wm_engine.config import make_config
 from wm_engine.distributed import DreamRecipe, FleetEngine
 from wm_engine.dream.types import DreamOutput
-from wm_engine.errors import ConfigError, RunMismatchError
+from wm_engine.errors import RunMismatchError
 from wm_engine.evolve import (
     BatchedCMAES,
     ControllerResult,
@@ -32,7 +31,6 @@ from wm_engine.evolve import (
 )
 from wm_engine.evolve.optimizers import choose_optimizer
 from wm_engine.records import Recorder
-from wm_engine.rounds import check_machine
 from wm_engine.runs import Checkpoints
 
 CPU, CUDA, MPS = map(torch.device, ("cpu", "cuda", "mps"))
@@ -168,9 +166,6 @@ def test_a_device_that_cannot_be_is_named(monkeypatch: pytest.MonkeyPatch) -> No
             BatchedCMAES(torch.zeros(4), 0.5, 8, device=device)
         with pytest.raises(ValueError, match=message):
             make_optimizer("batched", torch.zeros(4), 0.5, 8, device=device)
-        config = make_config({"controller": {"optimizer_device": device, "population": 256}, "device": "cpu"}, "test")
-        with pytest.raises(ConfigError, match=rf"controller\.optimizer_device: {message}"):
-            check_machine(config)
     with pytest.raises(ValueError, match="device must be 'cpu' for 'pycma' but was 'cuda'; 'batched' can live there"):
         choose_optimizer("pycma", 256, 867, "cuda")
     with pytest.raises(ValueError, match="'cpu' for 'pycma', which 'auto' takes for a popsize of 64, but was 'cuda:0'"):

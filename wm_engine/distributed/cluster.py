@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any, ClassVar
 
 import torch
@@ -70,8 +69,8 @@ def _gpu() -> str | None:
     """The model of the GPU that this process may use, and what its kernels are compiled with."""
     if not torch.cuda.is_available():
         return None
-    triton = metadata.version("triton") if kernels.missing() is None else "none"
-    return f"{torch.cuda.get_device_name()}, Triton {triton}"
+    triton = kernels.triton_version() if kernels.missing() is None else None
+    return f"{torch.cuda.get_device_name()}, Triton {triton or 'none'}"
 
 
 class _Worker:

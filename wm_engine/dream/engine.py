@@ -133,7 +133,7 @@ class DreamEngine:
         self.precision = precision
         entry = _choose(backend, self.device, precision, m, c)
         for other in self.devices[1:]:
-            _check_here(other)
+            check_device("device", other)
         # Only a launch shows whether Triton's kernels fit the device: M is kept, as it is now, for the next backend.
         self._spare = copy.deepcopy(m) if backend == "auto" and entry.name == "triton" else None
         self.backend = entry.name
@@ -271,15 +271,11 @@ def _checked_devices(devices: Sequence[str | torch.device]) -> tuple[torch.devic
     return tuple(known)
 
 
-def _check_here(device: torch.device) -> None:
-    check_device("device", device)
-
-
 def _choose(backend: str, device: torch.device, precision: str, m: MDNRNN, c: ControllerSpec) -> BackendEntry:
     check_choice("backend", backend, ("auto", *(entry.name for entry in BACKENDS)))
     check_choice("precision", precision, sorted({p for entry in BACKENDS for p in entry.precisions}))
     if backend == "auto":
-        _check_here(device)
+        check_device("device", device)
         return _first_fitting(BACKENDS, device, precision, m, c)
     entry = next(entry for entry in BACKENDS if entry.name == backend)
     if device.type not in entry.devices + entry.by_name:
@@ -291,7 +287,7 @@ def _choose(backend: str, device: torch.device, precision: str, m: MDNRNN, c: Co
     reason = entry.missing()
     if reason is not None:
         raise RuntimeError(f"backend {backend!r} is not available here: {reason}")
-    _check_here(device)
+    check_device("device", device)
     reason = entry.refuses(m, c)
     if reason is not None:
         raise ValueError(f"backend {backend!r} cannot dream this: {reason}")

@@ -158,7 +158,7 @@ class TritonBackend:
         """All that the crossover depends on."""
         sizes = ",".join(f"{name}={size}" for name, size in self._model.sizes.items())
         mixture = "shared" if self._model.shared else "per_dim"
-        versions = f"triton {self._launch.triton.__version__}, torch {torch.__version__}"
+        versions = f"triton {kernels.triton_version()}, torch {torch.__version__}"
         dtype = self._model.tensors["gate_weights"].dtype
         name = torch.cuda.get_device_name(self._device)
         return f"{name}; {versions}; {mixture}; {dtype}; {sizes}; {self._model.settings}; {self._shape}"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from wm_engine import kernels
-from wm_engine.checks import FLOAT32_MAX
+from wm_engine.checks import FLOAT32_MAX, check_float
 from wm_engine.core import core
 from wm_engine.ops import mdn
 from wm_engine.rng import key_words, numbers, philox_torch
@@ -61,10 +61,7 @@ def mdn_sample(
     """
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed must be in [0, 2**64), but was {seed}")
-    if not 0.0 <= temperature < math.inf:
-        raise ValueError(f"temperature must be finite and at least 0, but was {temperature}")
-    if temperature > FLOAT32_MAX:
-        raise ValueError(f"temperature must be at most {FLOAT32_MAX:.8g}, but was {temperature}")
+    temperature = check_float("temperature", temperature, least=0.0, most=FLOAT32_MAX)
     signed = seed - (1 << 64) if seed >= 1 << 63 else seed
     return torch.ops.wm_engine.mdn_sample(logits, means, log_stds, counters, signed, temperature)
 
