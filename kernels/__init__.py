@@ -58,6 +58,21 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
+def target_of(device: torch.device) -> tuple[str, int | str]:
+    """What kernels on ``device`` are compiled for, as Triton has it: backend and architecture, of the interpreter 0.
+
+    RuntimeError where there are none.
+    """
+    if interpreted():
+        return "interpreter", 0
+    if device.type != "cuda":
+        raise RuntimeError("backend 'triton' dreams on cuda; on cpu only with TRITON_INTERPRET=1, for checking")
+    if torch.version.hip is not None:
+        return "hip", torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return "cuda", 10 * major + minor
+
+
 def beyond_limits(sizes: dict[str, int]) -> str | None:
     """Which of ``sizes``, named as in MOST, the kernels cannot take, or None."""
     for name, most in MOST.items():

@@ -471,6 +471,8 @@ def settle_kernel(
     total, length, now_alive, failed = settle(
         total, length, living, failed, gain, ended, sound & tl.load(acted + row)
     )  # fmt: skip
+    # A row's books are read by several threads, and written by one of them.
+    tl.debug_barrier()
     tl.store(returns + row, total, mask=there)
     tl.store(lengths + row, length, mask=there)
     tl.store(failures + row, failed, mask=there)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import interpreted
+from . import target_of
 from .maths import product, sigmoid, tanh
 
 LEAST_BLOCK = 16
@@ -152,15 +152,10 @@ def lstm_step(
         raise ValueError(f"packed weights, inputs {list(inputs.shape)}, h {list(h.shape)} and a float32 c must agree")
     h_out, c_out = (torch.empty_like(h), torch.empty_like(c)) if out is None else out
     with torch.cuda.device_of(inputs):
-        rows, num_warps = (16, 4) if interpreted() else tile_for(*_current_target(), hp, weights.dtype)
+        rows, num_warps = tile_for(*target_of(inputs.device), hp, weights.dtype)
         grid = (triton.cdiv(batch, rows), weights.shape[0])
         lstm_step_kernel[grid](
             inputs, h, c, weights, biases, h_out, c_out, batch, size, hidden,
             HP=hp, XP=xp, UNITS=weights.shape[2] // 4, ROWS=rows, DOT=dot, num_warps=num_warps, enable_fp_fusion=True,
         )  # fmt: skip
     return h_out, c_out
-
-
-def _current_target() -> tuple[str, int | str]:
-    target = triton.runtime.driver.active.get_current_target()
-    return target.backend, target.arch

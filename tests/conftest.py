@@ -24,7 +24,13 @@ sys.path.insert(0, str(TESTS))
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Read when Triton is imported: its kernels run in its interpreter, on the CPU. TRITON_INTERPRET=0 tests them on a GPU.
+# Read when Triton is imported: its kernels run in its interpreter, on the CPU. TRITON_INTERPRET=0 tests them on a GPU,
+# WM_ENGINE_EMULATE=sm_90 as compiled for a GPU that is emulated.
+if "WM_ENGINE_EMULATE" in os.environ:
+    os.environ["TRITON_INTERPRET"] = "0"
+    from emulated import install
+
+    install(os.environ["WM_ENGINE_EMULATE"])
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 

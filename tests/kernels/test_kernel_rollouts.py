@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from checker import check
+from kernel_device import DEVICE, DOT, EMULATED, needs_device
 from world import World
 
-from wm_engine import MDNRNN, ControllerSpec, DreamEngine, kernels
+from wm_engine import MDNRNN, ControllerSpec, DreamEngine
 from wm_engine.dream import triton_backend
 from wm_engine.dream.triton_backend import TritonBackend
 from wm_engine.dream.types import DreamOutput, RolloutPlan
@@ -18,11 +19,8 @@ from wm_engine.dream.types import DreamOutput, RolloutPlan
 pytest.importorskip("triton", minversion="3.2", reason="Triton is not installed")
 from wm_engine.kernels import launch
 
-DEVICE = torch.device("cpu" if kernels.interpreted() else "cuda")
-pytestmark = pytest.mark.skipif(
-    not kernels.interpreted() and not torch.cuda.is_available(), reason="no GPU, and TRITON_INTERPRET is off"
-)
-SETTINGS = launch.Settings(rows=16, units=16, num_stages=1, dot="sums" if kernels.interpreted() else "ieee")
+pytestmark = needs_device
+SETTINGS = launch.Settings(rows=16, units=16, num_stages=1, dot=DOT)
 FIELDS = ("returns", "lengths", "z", "actions", "rewards")
 
 
@@ -151,12 +149,14 @@ def test_a_rollout_takes_at_most_8_kilobytes() -> None:
     assert launch.bytes_per_rollout(backend._model) <= 8 << 10
 
 
+@pytest.mark.skipif(EMULATED is not None, reason="an engine knows of no emulated GPU")
 def test_sizes_beyond_the_limits_are_refused_by_name() -> None:
     m, spec = MDNRNN(8, 2, 1025, 2), ControllerSpec(8, 1025, 2, squash="tanh")
     with pytest.raises(ValueError, match="cannot dream this: the kernels take hidden up to 1024, but it was 1025"):
         DreamEngine(m, spec, DEVICE, backend="triton")
 
 
+@pytest.mark.skipif(EMULATED is not None, reason="an emulated GPU is the CPU")
 def test_the_cpu_is_for_the_interpreter_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(RuntimeError, match="on cpu only with TRITON_INTERPRET=1"):

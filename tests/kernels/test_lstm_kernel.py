@@ -4,18 +4,15 @@ import numpy as np
 import pytest
 import torch
 from checker import check
+from kernel_device import DEVICE, needs_device
 from oracle import Oracle
 
-from wm_engine import kernels
 from wm_engine.ops import lstm as reference
 
 pytest.importorskip("triton", minversion="3.2", reason="Triton is not installed")
 from wm_engine.kernels import lstm
 
-DEVICE = "cpu" if kernels.interpreted() else "cuda"
-pytestmark = pytest.mark.skipif(
-    not kernels.interpreted() and not torch.cuda.is_available(), reason="no GPU, and TRITON_INTERPRET is off"
-)
+pytestmark = needs_device
 
 
 @pytest.mark.parametrize(("batch", "inputs", "hidden"), [(1, 1, 1), (5, 7, 3), (17, 35, 33), (40, 4, 64)])

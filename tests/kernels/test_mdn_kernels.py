@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from checker import check
+from kernel_device import DEVICE, needs_device
 
-from wm_engine import kernels
 from wm_engine.ops import mdn as reference
 from wm_engine.ops import registered
 from wm_engine.ops.mdn import HeadLayout
@@ -15,10 +15,7 @@ from wm_engine.rng import key_words
 pytest.importorskip("triton", minversion="3.2", reason="Triton is not installed")
 from wm_engine.kernels import mdn
 
-DEVICE = "cpu" if kernels.interpreted() else "cuda"
-pytestmark = pytest.mark.skipif(
-    not kernels.interpreted() and not torch.cuda.is_available(), reason="no GPU, and TRITON_INTERPRET is off"
-)
+pytestmark = needs_device
 SIZES = [(1, 1, 1), (5, 3, 7), (32, 5, 33), (40, 9, 3)]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from kernel_device import DEVICE, needs_device
 
-from wm_engine import kernels
 from wm_engine.rng import StepDraws, philox
 
 triton = pytest.importorskip("triton", minversion="3.2", reason="Triton is not installed")
@@ -14,11 +14,10 @@ import triton.language as tl  # noqa: E402
 
 from wm_engine.kernels import maths  # noqa: E402
 from wm_engine.kernels import philox as device_philox  # noqa: E402
+from wm_engine.kernels.launch import FP_FUSION  # noqa: E402
 
-DEVICE = "cpu" if kernels.interpreted() else "cuda"
-pytestmark = pytest.mark.skipif(
-    not kernels.interpreted() and not torch.cuda.is_available(), reason="no GPU, and TRITON_INTERPRET is off"
-)
+pytestmark = needs_device
+OPTIONS = {"enable_fp_fusion": FP_FUSION}
 
 
 @triton.jit
@@ -42,7 +41,7 @@ def test_words_are_the_contracts_to_the_bit(seed: int) -> None:
     counters[0], counters[1] = 0, (1 << 32) - 1
     out = torch.full((64, 4), -1, device=DEVICE)
     low, high = (word - (1 << 32) if word >= 1 << 31 else word for word in (seed & 0xFFFFFFFF, seed >> 32))
-    words_kernel[(1,)](counters.to(DEVICE), out, low, high, SIZE=64)
+    words_kernel[(1,)](counters.to(DEVICE), out, low, high, SIZE=64, **OPTIONS)
     assert out.cpu().numpy().astype(np.uint32).tolist() == philox(counters.numpy().astype(np.uint32), seed).tolist()
 
 
@@ -68,7 +67,7 @@ def test_numbers_are_the_contracts() -> None:
     rows, quads, step = 64, 4, 9
     normal, uniform = (torch.full((rows, 4 * quads), torch.nan, device=DEVICE) for _ in range(2))
     end = torch.full((rows,), torch.nan, device=DEVICE)
-    draws_kernel[(1,)](normal, uniform, end, quads, step, ROWS=rows, QUADS=quads)
+    draws_kernel[(1,)](normal, uniform, end, quads, step, ROWS=rows, QUADS=quads, **OPTIONS)
     source = StepDraws(5, torch.zeros(1, dtype=torch.int64), torch.arange(rows), 4 * quads, "per_dim", torch.float64)
     want_normal, want_uniform, want_end = (value[0] for value in source.at(step))
     assert torch.equal(uniform.cpu().double(), want_uniform)
@@ -92,7 +91,7 @@ def test_functions_keep_their_bounds() -> None:
     x = torch.cat([edges, torch.linspace(-30, 30, 4096 - len(edges))])
     sigmoid, tanh = (torch.full_like(x, torch.nan, device=DEVICE) for _ in range(2))
     finite = torch.full(x.shape, -1, dtype=torch.int32, device=DEVICE)
-    functions_kernel[(1,)](x.to(DEVICE), sigmoid, tanh, finite, SIZE=4096)
+    functions_kernel[(1,)](x.to(DEVICE), sigmoid, tanh, finite, SIZE=4096, **OPTIONS)
     assert (sigmoid.cpu().double() - torch.sigmoid(x.double())).abs().max() <= 2.0**-22
     assert (tanh.cpu().double() - torch.tanh(x.double())).abs().max() <= 2.0**-21
     assert finite.cpu().bool().tolist() == torch.isfinite(x).tolist()
@@ -114,7 +113,7 @@ def test_turns_keep_their_bounds() -> None:
     u[:8] = torch.arange(8) / 8
     u[8] = 1.0
     cos, sin = (torch.full_like(u, torch.nan, device=DEVICE) for _ in range(2))
-    turns_kernel[(1,)](u.to(DEVICE), cos, sin, SIZE=size)
+    turns_kernel[(1,)](u.to(DEVICE), cos, sin, SIZE=size, **OPTIONS)
     angle = 2.0 * torch.pi * u.double()
     assert (cos.cpu().double() - torch.cos(angle)).abs().max() <= 2.0**-22
     assert (sin.cpu().double() - torch.sin(angle)).abs().max() <= 2.0**-22

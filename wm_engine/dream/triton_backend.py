@@ -52,9 +52,7 @@ class TritonBackend:
         form: str = "auto",
         settings: launch.Settings | None = None,
     ) -> None:
-        interpreted = kernels.interpreted()
-        if device.type != "cuda" and not interpreted:
-            raise RuntimeError("backend 'triton' dreams on cuda; on cpu only with TRITON_INTERPRET=1, for checking")
+        target = kernels.target_of(device)
         if form not in FORMS:
             raise ValueError(f"form must be one of {', '.join(map(repr, FORMS))}, but was {form!r}")
         from wm_engine.kernels import launch
@@ -63,7 +61,7 @@ class TritonBackend:
         self._precision = precision
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         if settings is None:
-            settings = launch.default_settings(*_target(device, interpreted), m.hidden, dtype)
+            settings = launch.default_settings(*target, m.hidden, dtype)
         w = m.state_dict()
 
         def weight(value: Tensor) -> Tensor:
@@ -195,16 +193,6 @@ def _best_seconds(run: Callable[[], None], device: torch.device) -> float:
         torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
     return min(times[1:])
-
-
-def _target(device: torch.device, interpreted: bool) -> tuple[str, int | str]:
-    """The device as Triton names targets: backend and architecture."""
-    if interpreted:
-        return "interpreter", 0
-    if torch.version.hip is not None:
-        return "hip", torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
-    major, minor = torch.cuda.get_device_capability(device)
-    return "cuda", 10 * major + minor
 
 
 def missing() -> str | None:

@@ -1,0 +1,102 @@
+"""What Triton's compiler makes of the dream's kernels, with the settings that a GPU would take: the numbers, and that
+no order of its threads changes them. On a GPU, or on an emulated one (see tests/kernel_device.py)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from checker import check
+from kernel_device import DEVICE, EMULATED, needs_device
+from world import World
+
+from wm_engine import kernels
+from wm_engine.dream.triton_backend import TritonBackend
+from wm_engine.dream.types import DreamOutput, RolloutPlan
+
+pytest.importorskip("triton", minversion="3.2", reason="Triton is not installed")
+pytestmark = [needs_device, pytest.mark.skipif(kernels.interpreted(), reason="of compiled kernels: WM_ENGINE_EMULATE")]
+
+SIZES = {"odd": (17, 2, 33, 3), "paper": (32, 3, 256, 5)}
+FORMS = ("persistent", "steps")
+FIELDS = ("returns", "lengths", "z", "actions", "rewards")
+
+
+def dream(world: World, form: str, precision: str, **plan: Any) -> DreamOutput:
+    backend = TritonBackend(world.m, world.spec, DEVICE, precision, form)
+    return backend.rollout(world.params, world.starts, RolloutPlan(**{"record": True} | plan))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("mixture", ["shared", "per_dim"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("sizes", list(SIZES))
+def test_default_settings_are_the_oracles(form: str, mixture: str, precision: str, sizes: str) -> None:
+    # At temperature 0, where no rounding tips a choice; at the paper's size one step, for the oracle's sake.
+    world = World(mixture, sizes=SIZES[sizes], squash="tanh", candidates=4)
+    plan = {"episodes": 5, "max_steps": 2 if sizes == "odd" else 1, "temperature": 0.0}
+    want, peer = world.want(**plan), world.got("torch", precision, **plan)
+    got = dream(world, form, precision, done="threshold", **plan)
+    for name in ("returns", "z", "actions", "rewards"):
+        check(name, getattr(got, name), want[name], getattr(peer, name), precision)
+
+
+@pytest.mark.skipif(EMULATED is None, reason="a GPU's order cannot be chosen")
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("mixture", ["shared", "per_dim"])
+def test_no_order_of_threads_changes_a_bit(form: str, mixture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import emulated
+    from ptx import Order
+
+    world = World(mixture, sizes=SIZES["odd"], squash="tanh", candidates=14)  # two tiles
+    orders = [Order(), Order(late=True, blocks_backwards=True), Order(warps=True, late=True)]
+    outputs = []
+    for order in orders:
+        monkeypatch.setattr(emulated, "ORDER", order)
+        outputs.append(dream(world, form, "bf16", episodes=5, max_steps=2, done="sample", seed=3))
+    for other in outputs[1:]:
+        for name in FIELDS:
+            assert torch.equal(getattr(other, name), getattr(outputs[0], name))
+
+
+FAULTS = [
+    (r"^\s*bar\.sync.*$", "", {}, "a race"),
+    (r"^\s*cp\.async\.wait_group.*$", "", {"late": True}, None),
+    (r"^\s*fence\.proxy\.async.*$", "", {}, "written without a fence"),
+    (r"(st\.global\S* \[ %rd\d+ \+) 0 \]", r"\1 4096 ]", {}, "an access outside of"),
+]
+
+
+@pytest.mark.skipif(EMULATED is None, reason="plants faults that a GPU would not report")
+@pytest.mark.parametrize(("pattern", "instead", "order", "message"), FAULTS)
+def test_a_fault_in_a_compiled_kernel_is_found(
+    pattern: str, instead: str, order: dict[str, bool], message: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import emulated
+    import ptx
+
+    world = World("shared", sizes=SIZES["odd"], squash="tanh", candidates=4)
+    plan = {"episodes": 5, "max_steps": 1, "done": "threshold"}
+    sound = dream(world, "persistent", "bf16", **plan)
+    parse, changes = ptx.parse, []
+
+    def faulty(text: str) -> Any:
+        changed, count = re.subn(pattern, instead, text, flags=re.MULTILINE)
+        changes.append(count)
+        return parse(changed)
+
+    monkeypatch.setattr(ptx, "parse", faulty)
+    monkeypatch.setattr(emulated, "_programs", {})
+    monkeypatch.setattr(emulated, "ORDER", ptx.Order(**order))
+    if message is None:
+        assert not torch.equal(dream(world, "persistent", "bf16", **plan).z, sound.z)
+    elif EMULATED == "sm_80" and "fence" in pattern:
+        dream(world, "persistent", "bf16", **plan)
+        assert changes == [0]
+        return
+    else:
+        with pytest.raises(ptx.FaultError, match=message):
+            dream(world, "persistent", "bf16", **plan)
+    assert changes[0] > 0
