@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from .lstm import cell_chunk
-from .maths import finite, product, sigmoid, tanh
+from .maths import LOG2_E, add_product, exp, finite, sigmoid, tanh
 from .philox import as_word, first_uniform, normals, uniforms
 
 SQUASHES = ("identity", "tanh", "sigmoid", "tanh01", "relu_tanh")
@@ -106,26 +106,41 @@ def act(
 
 
 @triton.jit
+def load_halves(h, HP: tl.constexpr):
+    """The halves [ROWS, HP / 2] of the rows that h [ROWS, 1] points at."""
+    column = tl.arange(0, HP // 2)[None, :]
+    return tl.load(h + column), tl.load(h + HP // 2 + column)
+
+
+@triton.jit
 def outputs_of(
-    h, weights, biases, block, HP: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
+    h, high, weights, biases, block, HP: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
     DOT: tl.constexpr,
 ):  # fmt: skip
     """The head's outputs [ROWS, N] of one block of its packed weights [blocks, HP, N].
 
-    h is h' [ROWS, HP] itself where DEPTH is HP; otherwise it points at its rows [ROWS, 1], of which DEPTH columns are
-    loaded at a time.
+    h and high are the halves of h' [ROWS, HP / 2] where DEPTH is HP; otherwise h points at its rows [ROWS, 1], of which
+    DEPTH columns are loaded at a time, and high is not used.
     """
     column = tl.arange(0, N)
-    k = tl.arange(0, DEPTH)
     weights += block * (HP * N)
+    y = tl.zeros((ROWS, N), dtype=tl.float32)
     if DEPTH == HP:
-        y = product(h, tl.load(weights + (k[:, None] * N + column[None, :])), DOT)
+        k = tl.arange(0, HP // 2)
+        y = add_product(y, h, tl.load(weights + (k[:, None] * N + column[None, :])), DOT)
+        y = add_product(y, high, tl.load(weights + ((HP // 2 + k)[:, None] * N + column[None, :])), DOT)
     else:
-        y = tl.zeros((ROWS, N), dtype=tl.float32)
+        k = tl.arange(0, DEPTH)
         for first in range(0, HP, DEPTH):
             w = tl.load(weights + ((first + k)[:, None] * N + column[None, :]))
-            y += product(tl.load(h + (first + k)[None, :]), w, DOT)
+            y = add_product(y, tl.load(h + (first + k)[None, :]), w, DOT)
     return y + tl.load(biases + block * N + column)[None, :]
+
+
+@triton.jit
+def sharpness(temperature):
+    """What differences of logits are multiplied with, of which 2^x is to be taken: 1 / (temperature log 2), finite."""
+    return tl.minimum(LOG2_E / temperature, 3.0e38)
 
 
 @triton.jit
@@ -137,7 +152,7 @@ def choose_shared(logits, u, temperature, mixtures, GREEDY: tl.constexpr, N: tl.
     if GREEDY:
         chosen = tl.min(tl.where(logits == largest, column, N), axis=1)
     else:
-        p = tl.where(column < mixtures, tl.exp((logits - largest) / temperature), 0.0)
+        p = tl.where(column < mixtures, tl.exp2((logits - largest) * sharpness(temperature)), 0.0)
         cumulative = tl.cumsum(p / tl.sum(p, axis=1)[:, None], axis=1)
         chosen = tl.sum(((cumulative < u[:, None]) & (column < mixtures)).to(tl.int32), axis=1)
     return tl.minimum(chosen, mixtures - 1)
@@ -145,51 +160,61 @@ def choose_shared(logits, u, temperature, mixtures, GREEDY: tl.constexpr, N: tl.
 
 @triton.jit
 def sample_shared(
-    h, value_weights, value_biases, chosen, group, mixtures,
+    h, high, value_weights, value_biases, chosen, group, mixtures,
     HP: tl.constexpr, ROWS: tl.constexpr, DIMS: tl.constexpr, DEPTH: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """Mean and log standard deviation [ROWS, DIMS] of a group of latent dimensions, of the chosen component [ROWS]."""
     kept = tl.zeros((ROWS, 2 * DIMS), dtype=tl.float32)
     for k in range(0, mixtures):
-        values = outputs_of(h, value_weights, value_biases, group * mixtures + k, HP, 2 * DIMS, ROWS, DEPTH, DOT)
+        values = outputs_of(h, high, value_weights, value_biases, group * mixtures + k, HP, 2 * DIMS, ROWS, DEPTH, DOT)
         kept = tl.where((chosen == k)[:, None], values, kept)
     return tl.split(tl.reshape(kept, (ROWS, DIMS, 2)))
 
 
 @triton.jit
-def sample_per_dim(
-    h, choice_weights, choice_biases, value_weights, value_biases, u, temperature, group, mixtures,
+def softmax_per_dim(
+    h, high, choice_weights, choice_biases, temperature, group, mixtures,
     HP: tl.constexpr, GREEDY: tl.constexpr,
     ROWS: tl.constexpr, DIMS: tl.constexpr, DEPTH: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """As :func:`sample_shared`, with a choice for every dimension, by inverse CDF of u [ROWS, DIMS].
-
-    The logits are made twice, since K blocks of them do not fit beside the rest: once for the softmax's maximum and
-    sum, once more beside the values that they choose among.
-    """
+    """The largest logit of each of a group's dimensions, and the sum of all beside it, [ROWS, DIMS]."""
     largest = tl.full((ROWS, DIMS), float("-inf"), dtype=tl.float32)
     total = tl.zeros((ROWS, DIMS), dtype=tl.float32)
-    for k in range(0, mixtures):
-        logits = outputs_of(h, choice_weights, choice_biases, group * mixtures + k, HP, DIMS, ROWS, DEPTH, DOT)
+    # Not loaded ahead, nor the logits before the values below: the addresses would not fit in the registers.
+    for k in tl.range(0, mixtures, num_stages=1):
+        logits = outputs_of(h, high, choice_weights, choice_biases, group * mixtures + k, HP, DIMS, ROWS, DEPTH, DOT)
         higher = tl.maximum(largest, logits)
         if not GREEDY:
-            total *= tl.exp((largest - higher) / temperature)
-            total += tl.exp((logits - higher) / temperature)
+            sharp = sharpness(temperature)
+            total *= tl.exp2((largest - higher) * sharp)
+            total += tl.exp2((logits - higher) * sharp)
         largest = higher
-    # What the cumulative sum has yet to reach; infinite, and so out of reach, once a component was found.
-    wanted = u * total
+    return largest, total
+
+
+@triton.jit
+def sample_per_dim(
+    h, high, choice_weights, choice_biases, value_weights, value_biases, largest, wanted, temperature, group, mixtures,
+    HP: tl.constexpr, GREEDY: tl.constexpr,
+    ROWS: tl.constexpr, DIMS: tl.constexpr, DEPTH: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """As :func:`sample_shared`, with a choice for every dimension, by inverse CDF.
+
+    largest, wanted [ROWS, DIMS] : the largest logit, and what the sum beside it has to reach: u of all of it. The logits
+    are made once more for that, since K blocks of them do not fit beside the rest.
+    """
     mean = tl.zeros((ROWS, DIMS), dtype=tl.float32)
     log_std = tl.zeros((ROWS, DIMS), dtype=tl.float32)
     for k in range(0, mixtures):
-        logits = outputs_of(h, choice_weights, choice_biases, group * mixtures + k, HP, DIMS, ROWS, DEPTH, DOT)
-        values = outputs_of(h, value_weights, value_biases, group * mixtures + k, HP, 2 * DIMS, ROWS, DEPTH, DOT)
+        values = outputs_of(h, high, value_weights, value_biases, group * mixtures + k, HP, 2 * DIMS, ROWS, DEPTH, DOT)
+        logits = outputs_of(h, high, choice_weights, choice_biases, group * mixtures + k, HP, DIMS, ROWS, DEPTH, DOT)
         k_mean, k_log_std = tl.split(tl.reshape(values, (ROWS, DIMS, 2)))
         if GREEDY:
             hit = logits == largest
         else:
-            wanted -= tl.exp((logits - largest) / temperature)
+            wanted -= tl.exp2((logits - largest) * sharpness(temperature))
             hit = wanted <= 0.0
-        # A hit, or the last component.
+        # A hit, or the last component; what is still wanted is infinite, and so out of reach, once one was found.
         take = (tl.where(hit, mixtures, k) >= mixtures - 1) & (wanted != float("inf"))
         wanted = tl.where(take, float("inf"), wanted)
         mean, log_std = tl.where(take, k_mean, mean), tl.where(take, k_log_std, log_std)
@@ -210,9 +235,10 @@ def imagine(
     h [ROWS, 1] points at the rows of h'. The next latent goes to the tile's scratch z_out and, for the living where
     RECORD, to record_z [ROWS, 1].
     """
+    high = h
     if DEPTH == HP:
-        h = tl.load(h + tl.arange(0, HP)[None, :])
-    control = outputs_of(h, control_weights, control_biases, 0, HP, CONTROL, ROWS, DEPTH, DOT)
+        h, high = load_halves(h, HP)
+    control = outputs_of(h, high, control_weights, control_biases, 0, HP, CONTROL, ROWS, DEPTH, DOT)
     column = tl.arange(0, CONTROL)[None, :]
     # The control block's columns: the logits of a shared mixture, reward, done logit.
     at_reward = mixtures if SHARED else 0
@@ -233,23 +259,27 @@ def imagine(
         first = group * (DIMS // 4)
         if SHARED:
             mean, log_std = sample_shared(
-                h, value_weights, value_biases, chosen, group, mixtures, HP, ROWS, DIMS, DEPTH, DOT
+                h, high, value_weights, value_biases, chosen, group, mixtures, HP, ROWS, DIMS, DEPTH, DOT
             )  # fmt: skip
         else:
-            if GREEDY:
-                u = tl.zeros((ROWS, DIMS), dtype=tl.float32)
-            else:
-                u = uniforms(quads + first, step, rows_episode, rows_candidate, key_low, key_high, ROWS, DIMS // 4)
-            mean, log_std = sample_per_dim(
-                h, choice_weights, choice_biases, value_weights, value_biases, u, temperature, group, mixtures,
+            largest, wanted = softmax_per_dim(
+                h, high, choice_weights, choice_biases, temperature, group, mixtures,
                 HP, GREEDY, ROWS, DIMS, DEPTH, DOT,
+            )  # fmt: skip
+            if not GREEDY:
+                wanted *= uniforms(
+                    quads + first, step, rows_episode, rows_candidate, key_low, key_high, ROWS, DIMS // 4
+                )
+            mean, log_std = sample_per_dim(
+                h, high, choice_weights, choice_biases, value_weights, value_biases, largest, wanted, temperature,
+                group, mixtures, HP, GREEDY, ROWS, DIMS, DEPTH, DOT,
             )  # fmt: skip
         if GREEDY:
             z = mean
         else:
             log_std = tl.minimum(tl.maximum(log_std, -7.0), 7.0)
             noise = normals(first, step, rows_episode, rows_candidate, key_low, key_high, ROWS, DIMS // 4)
-            z = mean + tl.exp(log_std) * tl.sqrt(temperature) * noise
+            z = mean + exp(log_std) * tl.sqrt(temperature) * noise
         dim = group * DIMS + tl.arange(0, DIMS)[None, :]
         there = dim < latent
         sound = sound & tl.min(tl.where(there, finite(z).to(tl.int32), 1), axis=1)
@@ -329,7 +359,6 @@ def rollout_kernel(
         row = (base + local).to(tl.int32)
         index, episode, candidate = place(row, rows, episodes, first_candidate, COMMON)
         unit = tl.arange(0, UNITS)[None, :]
-        whole = local[:, None] * HP + tl.arange(0, HP)[None, :]
         shift = zero * 16
         first_row = base + zero
         h_now = h + ((step % 2) * scratch_rows + first_row) * HP
@@ -346,13 +375,14 @@ def rollout_kernel(
             tl.store(record_actions + at[:, None] * actions + (x_column - latent), x, mask=is_action)
         # c is read whole by the controller before a chunk of it is overwritten.
         tl.debug_barrier()
-        h_tile = tl.load(h_now + whole)
+        h_low, h_high = load_halves(h_now + local[:, None] * HP, HP)
         x_tile = x.to(dtype)
         for chunk in tl.range(0, HP // UNITS, num_stages=STAGES):
             of_chunk = local[:, None] * HP + unit
             c_place = tile_c + chunk * UNITS + of_chunk
             h_new, c_new = cell_chunk(
-                h_tile, x_tile, gate_weights + shift, gate_biases + shift, c_place, chunk, HP, XP, UNITS, ROWS, DOT
+                h_low, h_high, x_tile, gate_weights + shift, gate_biases + shift, c_place, chunk,
+                HP, XP, UNITS, ROWS, DOT,
             )  # fmt: skip
             tl.store(h_next + chunk * UNITS + of_chunk, h_new.to(dtype))
             tl.store(c_place, c_new)
@@ -422,9 +452,9 @@ def advance_kernel(
             at = row + step * record_rows.to(tl.int64)
             is_action = (x_column >= latent) & (x_column < latent + actions) & (living != 0)[:, None]
             tl.store(record_actions + at[:, None] * actions + (x_column - latent), x, mask=is_action)
-    h_tile = tl.load(h_now + (local[:, None] * HP + tl.arange(0, HP)[None, :]))
+    h_low, h_high = load_halves(h_now + local[:, None] * HP, HP)
     h_new, c_new = cell_chunk(
-        h_tile, x.to(dtype), gate_weights, gate_biases, c_now + of_chunk, chunk, HP, XP, UNITS, ROWS, DOT
+        h_low, h_high, x.to(dtype), gate_weights, gate_biases, c_now + of_chunk, chunk, HP, XP, UNITS, ROWS, DOT
     )  # fmt: skip
     tl.store(h_next + of_chunk, h_new.to(dtype))
     tl.store(c_next + of_chunk, c_new)

@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from . import MOST, dream, interpreted
-from .lstm import pack_gates, padded
+from .lstm import pack_gates, padded, padded_hidden
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Settings:
 def default_settings(backend: str, arch: int | str, hidden: int, dtype: torch.dtype) -> Settings:
     """For a target of Triton: backend "cuda" | "hip", arch 80, 90, ... or "gfx942"; any other backend interprets.
 
-    At the paper's size in 16 bits, the largest tile whose kernels spill no registers (TUNING.md has the trials) and
-    whose chunk of weights fits in shared memory beside the tile of h; on sm_90 and sm_100 matrix instructions take 64
-    rows. sm_100 keeps the addresses of operands in registers, a pair for 16 columns of depth, hence its smaller blocks
-    of the head. A larger H or float32 takes smaller chunks, that fit: ``python -m wm_engine.kernels.aot`` holds all of
-    this. Not tuned on any device.
+    At the paper's size in 16 bits, the largest tile whose kernels spill no registers (TUNING.md has the trials), and of
+    which two fit on a multiprocessor of sm_80 and sm_90: one's products then take turns with the other's cells. On
+    sm_90 and sm_100 matrix instructions take 64 rows of a group of four warps. sm_100 keeps the addresses of operands in
+    registers, a pair for 16 columns of depth, hence its smaller blocks of the head. A larger H or float32 takes smaller
+    chunks, that fit: ``python -m wm_engine.kernels.aot`` holds all of this. Not tuned on any device.
     """
     size = padded(hidden)
     by_parts = Settings(dims=16, depth=64, num_warps=8, num_stages=1, dot="tf32x3")
@@ -56,12 +56,13 @@ def default_settings(backend: str, arch: int | str, hidden: int, dtype: torch.dt
         if int(arch) >= 100:
             # Beyond 512 columns the tile of h does not fit in tensor memory, which fewer than 64 rows do not go to.
             return replace(by_parts, rows=64 if size <= 512 else 32, units=16 if size <= 256 else 8)
-        rows = 64 if int(arch) >= 90 else 32
-        if size <= 256:
-            return Settings(rows=rows, num_warps=8, dot="tf32x3")
-        if size <= 512 and int(arch) >= 90:
-            return Settings(rows=rows, dims=16, depth=128, num_warps=8, dot="tf32x3")
-        return replace(by_parts, rows=rows, units=8)
+        if int(arch) >= 90:
+            if size <= 256:
+                return Settings(rows=64, units=8, dims=16, dot="tf32x3")
+            if size <= 512:
+                return Settings(rows=128, units=8, dims=16, depth=64, num_warps=8, dot="tf32x3")
+            return replace(by_parts, rows=64, units=8, num_warps=4)
+        return Settings(rows=32, dims=16, dot="tf32x3") if size <= 256 else replace(by_parts, rows=32, units=8)
     if backend == "hip":
         if size <= 256 and dtype != torch.float32:
             return Settings(rows=16, num_stages=1)
@@ -107,7 +108,7 @@ def pack_model(
     hidden, inputs = weight_hh.shape[1], weight_ih.shape[1]
     latent, mixtures = head[1].shape[1:]
     shared = head[0].shape[1] == 1
-    hp, dims = padded(hidden), min(settings.dims, padded(latent))
+    hp, dims = padded_hidden(hidden), min(settings.dims, padded(latent))
     units = min(settings.units, hp)
     gate_weights, gate_biases = pack_gates(weight_ih, weight_hh, bias, units)
 

@@ -8,17 +8,36 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def exp(x):
+    """e^x, 0 where that is below 2**-126: two instructions of a GPU, where tl.exp takes five."""
+    return tl.exp2(x * LOG2_E)
+
 
 @triton.jit
 def sigmoid(x):
     """1 / (1 + exp(-x)); error at most 2**-22 anywhere, infinities included."""
-    return 1.0 / (1.0 + tl.exp(-x))
+    return 1.0 / (1.0 + exp(-x))
 
 
 @triton.jit
 def tanh(x):
     """1 - 2 / (1 + exp(2x)), whose limits are right where exp overflows; error at most 2**-21 anywhere."""
-    return 1.0 - 2.0 / (1.0 + tl.exp(2.0 * x))
+    return 1.0 - 2.0 / (1.0 + exp(2.0 * x))
+
+
+@triton.jit
+def reciprocal(x, EXACT: tl.constexpr):
+    """1 / x of x > 0; if not EXACT by two instructions in place of eight, with a relative error of at most 2**-21."""
+    if EXACT:
+        y = 1.0 / x
+    else:
+        root = tl.rsqrt(x)
+        y = root * root
+    return y
 
 
 @triton.jit
@@ -47,14 +66,14 @@ def cos_sin_turns(u):
 
 
 @triton.jit
-def product(a, b, DOT: tl.constexpr):
-    """The matrix product of a [M, K] and b [K, N], of one dtype, in float32.
+def add_product(y, a, b, DOT: tl.constexpr):
+    """y [M, N], float32, plus the matrix product of a [M, K] and b [K, N], of one dtype.
 
     DOT : "ieee" | "tf32x3" | "tf32", how float32 products are made; or "sums", for Triton's interpreter, whose matrix
         products are NumPy's: they know no bfloat16 and round the same row otherwise in another place
     """
     if DOT == "sums":
-        y = tl.sum(a.to(tl.float32)[:, :, None] * b.to(tl.float32)[None, :, :], axis=1)
+        y += tl.sum(a.to(tl.float32)[:, :, None] * b.to(tl.float32)[None, :, :], axis=1)
     else:
-        y = tl.dot(a, b, input_precision=DOT)
+        y = tl.dot(a, b, y, input_precision=DOT)
     return y
