@@ -159,7 +159,8 @@ def _warpgroup_product(form: Form, columns: int, kind: str) -> Run:
     def run(block: Block, mask: Mask) -> None:
         teams = _teams(form.whole_warps(mask))
         A_held = _gather(block, A_words) if in_registers else None
-        A_at, B_at, adds = A_place and A_place(block), B_place(block), scaled(block)
+        A_at, B_at = A_place and A_place(block), B_place(block)
+        adds = scaled(block) if mask is None else scaled(block) & mask
 
         def multiply() -> None:
             # Where nothing is added to them, the sums may be registers that were never written.
