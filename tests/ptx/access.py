@@ -41,10 +41,8 @@ def _load(form: Form) -> Run:
     size = dtype.itemsize * len(puts)
 
     def run(block: Block, mask: Mask) -> None:
-        at, there = address(block), slice(None) if mask is None else np.flatnonzero(mask)
-        if mask is not None and not len(there):
-            return
-        data = block.memory[space].load(at[there], size, block.thread[there], block.now).view(dtype)
+        there = slice(None) if mask is None else np.flatnonzero(mask)
+        data = block.memory[space].load(address(block)[there], size, block.thread[there], block.now).view(dtype)
         for part, put in enumerate(puts):
             value = np.zeros(count, dtype)
             value[there] = data[:, part]
@@ -61,8 +59,7 @@ def _store(form: Form) -> Run:
         there = slice(None) if mask is None else np.flatnonzero(mask)
         parts = [value(block)[there] for value in values]
         data = np.ascontiguousarray(np.stack(parts, axis=1)).view(np.uint8)
-        if len(data):
-            block.memory[space].store(address(block)[there], data, block.thread[there], block.now)
+        block.memory[space].store(address(block)[there], data, block.thread[there], block.now)
 
     return run
 
@@ -107,8 +104,6 @@ def _copy(form: Form) -> Run:
         there, read = np.flatnonzero(active), np.flatnonzero(active & (length == size))
 
         def copy() -> None:
-            if not len(there):
-                return
             data = np.zeros((count, size), np.uint8)
             if len(read):
                 data[read] = block.memory["global"].load(start[read], size, block.thread[read], block.now)
@@ -127,9 +122,7 @@ def _fence(form: Form) -> Run:
         raise form.refusal()
 
     def run(block: Block, mask: Mask) -> None:
-        threads = block.thread if mask is None else block.thread[mask]
-        if len(threads):
-            block.memory["shared"].fence(threads, block.now)
+        block.memory["shared"].fence(block.thread if mask is None else block.thread[mask], block.now)
 
     return run
 

@@ -1,6 +1,6 @@
 """An instruction on its way to a function: where its operands come from, and where its results go.
 
-A mask says which threads take an instruction: bool [threads], or None for all of them.
+A mask says which threads take an instruction: bool [threads], of which one at least is set, or None for all of them.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Form:
 
     def whole(self, operand: Any, kind: str) -> Source:
         """As ``source``, [threads]."""
-        source, shape = self.source(operand, kind), (self.threads,)
-        return lambda block: np.broadcast_to(source(block), shape)
+        source, count = self.source(operand, kind), self.threads
+        return lambda block: spread(source(block), count)
 
     def target(self, operand: Any) -> Target:
         """What writes values, [threads] or [1], to a register, for the threads of a mask."""
@@ -81,8 +81,8 @@ class Form:
             if value.dtype != own:
                 value = value.view(own) if value.dtype.itemsize == own.itemsize else value.astype(own)
             if mask is None:
-                block.registers[slot] = value if len(value) == count else np.broadcast_to(value, (count,))
-            elif mask.any():
+                block.registers[slot] = spread(value, count)
+            else:
                 old = block.registers[slot]
                 # Threads that never wrote it hold what nobody should miss.
                 old = np.full(count, -1).astype(own) if old is None else old
@@ -98,8 +98,8 @@ class Form:
         if not isinstance(operand, Address):
             raise self.refusal()
         wide = isinstance(operand.base, Register) and operand.base.kind == "rd"
-        base, offset, shape = self.source(operand.base, "u64" if wide else "u32"), operand.offset, (self.threads,)
-        return lambda block: np.broadcast_to(base(block).astype(np.int64) + offset, shape)
+        base, offset, count = self.source(operand.base, "u64" if wide else "u32"), operand.offset, self.threads
+        return lambda block: spread(base(block).astype(np.int64) + offset, count)
 
     def mapped(self, function: Callable[..., Array], kind: str, kinds: Sequence[str] = ()) -> Run:
         """The first operand is a function of the others, each of type ``kind``, or of ``kinds``."""
@@ -124,11 +124,17 @@ class Form:
         return source if wanted else lambda block: ~source(block)
 
     def guarded(self, run: Run) -> Run:
-        """The same for those threads only."""
+        """The same for those threads only, and nothing where there are none."""
         if self.instruction.guard is None:
             return run
         condition = self.condition()
-        return lambda block, mask: run(block, condition(block) if mask is None else condition(block) & mask)
+
+        def guarded(block: Block, mask: Mask) -> None:
+            taking = condition(block) if mask is None else condition(block) & mask
+            if taking.any():
+                run(block, taking)
+
+        return guarded
 
     def whole_warps(self, mask: Mask) -> Array:
         """Which warps, bool [warps], take the instruction; a fault where one takes it in part."""
@@ -138,6 +144,11 @@ class Form:
         if (by_warp.any(1) != by_warp.all(1)).any():
             raise FaultError("a part of a warp takes what all of it must")
         return by_warp.all(1)
+
+
+def spread(value: Array, count: int) -> Array:
+    """[count] or [1] as [count]."""
+    return value if len(value) == count else np.broadcast_to(value, (count,))
 
 
 def as_bits(value: int, dtype: np.dtype[Any]) -> Array:

@@ -64,9 +64,7 @@ class Memory:
     def load(self, address: Array, size: int, thread: Array, now: Moment) -> Array:
         """The bytes uint8 [N, size] from each address int64 [N] on, read by ``thread [N]``."""
         place, cells = self._places(address, size)
-        who = thread[:, None]
-        self._no_race(cells, self._written.clash(cells, who, now), "read")
-        self._read.add(cells, who, now)
+        self._visit(cells, thread, now)
         return self._wide(size)[place].view(np.uint8).reshape(-1, size)
 
     def store(self, address: Array, value: Array, thread: Array, now: Moment) -> None:
@@ -89,22 +87,26 @@ class Memory:
 
         readers : int [rows or 1, W], threads of the warps for which it reads a row, the first warp first
         """
-        flat = address.reshape(-1)
-        _, cells = self._places(flat, 2)
+        place, cells = self._places(address.reshape(-1), 2)
         # Shown by who wrote it, or by the readers, to whom a barrier had shown it.
         fenced = np.broadcast_to(now.fences[readers // WARP].min(1, keepdims=True), address.shape).reshape(-1, 1)
         if (self.unfenced[cells] & ~self._written.before(cells, fenced, now)).any():
             raise FaultError(f"{self.name} memory: a matrix instruction reads what was written without a fence since")
         # Two warps stand for all: whoever else comes to a place is apart from one of them.
         for reader in {0, readers.shape[1] - 1}:
-            who = np.broadcast_to(readers[:, reader, None], address.shape).reshape(-1)
-            data = self.load(flat, 2, who, now)
-        return data.reshape(-1).view(np.uint16).reshape(address.shape)
+            self._visit(cells, np.broadcast_to(readers[:, reader, None], address.shape).reshape(-1), now)
+        return self._wide(2)[place].view(np.uint16).reshape(address.shape)
 
     def fence(self, thread: Array, now: Moment) -> None:
         """Show matrix instructions what ``thread [N]`` have written, and those of their warps what they may see."""
         self.unfenced[self._written.by(thread)] = False
         now.fences[thread // WARP] = now.epoch
+
+    def _visit(self, cells: Array, thread: Array, now: Moment) -> None:
+        """Read the cells [N, M], ``thread [N]`` those of its row."""
+        who = thread[:, None]
+        self._no_race(cells, self._written.clash(cells, who, now), "read")
+        self._read.add(cells, who, now)
 
     def _wide(self, size: int) -> Array:
         """All bytes as values of ``size`` bytes, which accesses are aligned to."""
