@@ -332,59 +332,76 @@ def canonical(rows: int, swizzle: int, by_depth: bool, start: int) -> tuple[np.n
 COLUMNS, HALF = 128, 16384  # of B; bytes of shared memory for A, and for B behind it
 
 
-def warpgroup_product(swizzle: int, transposed: tuple[bool, bool], kind: str, fence: str, order: Order) -> Any:
-    """A kernel's 2 A B, float32 [64, COLUMNS], and NumPy's: A @ B, then A @ B added to it."""
+def halves(values: np.ndarray, kind: str) -> np.ndarray:
+    """Small whole numbers as the bits of "bf16" or "f16", uint16."""
+    if kind == "f16":
+        return values.astype(np.float16).view(np.uint16)
+    return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def warpgroup_product(
+    swizzle: int,
+    left: str,
+    right: str,
+    kind: str,
+    order: Order,
+    fence: str = "fence.proxy.async.shared::cta;",
+) -> tuple[np.ndarray, np.ndarray]:
+    """A kernel's 2 A B [64, COLUMNS], once in place of what was there and once added to it, and NumPy's.
+
+    left, right : where A and B are: in shared memory, "by depth" or "transposed"; A also in "registers"
+    """
     generator = np.random.default_rng(0)
     A, B = generator.integers(-4, 5, (64, 16)), generator.integers(-4, 5, (COLUMNS, 16))
     image = np.full(HALF, 0x7FFF, np.uint16)  # NaN wherever neither lies
-    start, words = SHARED_AT, []
-    for values, flipped in ((A, transposed[0]), (B, transposed[1])):
-        place, word = canonical(len(values), swizzle, not flipped, start)
-        exact = values.astype(np.float32)
-        image[(place - SHARED_AT) // 2] = (
-            exact.astype(np.float16).view(np.uint16) if kind == "f16" else exact.view("u4") >> 16
-        )
+    words = []
+    for values, how, start in ((A, left, SHARED_AT), (B, right, SHARED_AT + HALF)):
+        place, word = canonical(len(values), swizzle, how == "by depth", start)
         words.append(word)
-        start += HALF
+        if how != "registers":
+            image[(place - SHARED_AT) // 2] = halves(values, kind)
     copies = "".join(
         f"ld.global.v4.b32 {{%r20,%r21,%r22,%r23}}, [%rd2+{at}]; st.shared.v4.b32 [%r10+{at}], {{%r20,%r21,%r22,%r23}};"
         for at in range(0, 2 * HALF, 128 * 16)
     )
+    # The figures of A's and D's registers: where each thread's first elements are, and from there the others.
+    thread = np.arange(128)
+    row, column = thread // 32 * 16 + thread % 32 // 4, thread % 4 * 2
+    parts = (A[row[:, None] + n % 2 * 8, column[:, None] + n // 2 * 8 + np.arange(2)] for n in range(4))
+    held = [halves(part, kind).view(np.uint32)[:, 0] for part in parts]
+    loads = "".join(
+        f"ld.param.b64 %rd3, [k_param_{2 + n}]; mad.wide.u32 %rd3, %r0, 4, %rd3; ld.global.b32 %r{24 + n}, [%rd3];"
+        for n in range(4)
+    )
     sums = ",".join(f"%f{n}" for n in range(COLUMNS // 2))
-    product = f"wgmma.mma_async.sync.aligned.m64n{COLUMNS}k16.f32.{kind}.{kind} {{{sums}}}, %rd4, %rd5"
-    flags = f"1, 1, {int(transposed[0])}, {int(transposed[1])}"
+    source = "{%r24,%r25,%r26,%r27}" if left == "registers" else "%rd4"
+    product = f"wgmma.mma_async.sync.aligned.m64n{COLUMNS}k16.f32.{kind}.{kind} {{{sums}}}, {source}, %rd5"
+    flags = ", ".join(["1", "1", *(str(int(each == "transposed")) for each in (left, right) if each != "registers")])
     stores = "".join(f"st.global.b32 [%rd1+{512 * n}], %f{n};" for n in range(COLUMNS // 2))
     body = f"""
         ld.param.b64 %rd2, [k_param_1]; mad.wide.u32 %rd2, %r0, 16, %rd2; shl.b32 %r10, %r0, 4; add.s32 %r10, %r10, %r5;
-        {copies} {fence} bar.sync 0; mov.b64 %rd4, {words[0]}; mov.b64 %rd5, {words[1]};
+        {copies} {fence} bar.sync 0; mov.b64 %rd4, {words[0]}; mov.b64 %rd5, {words[1]}; {loads}
         setp.lt.s32 %p0, %r0, 0; setp.ge.s32 %p1, %r0, 0; wgmma.fence.sync.aligned;
         {product}, %p0, {flags}; {product}, %p1, {flags};
         wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0; {stores}"""
-    out = run(
-        body, np.zeros((COLUMNS // 2, 128), np.float32), threads=128, order=order, others=[image], shared=2 * HALF
-    )
-    # The figure of D's registers: of warp w and lane l, register 4 t + 2 h + c.
+    out = np.zeros((COLUMNS // 2, 128), np.float32)
+    out = run(body, out, threads=128, order=order, others=[image, *held], shared=2 * HALF)
     got = np.full((64, COLUMNS), np.nan)
-    thread = np.arange(128)
-    warp, lane = thread // 32, thread % 32
     for n, values in enumerate(out.reshape(COLUMNS // 2, 128)):
-        got[16 * warp + lane // 4 + n // 2 % 2 * 8, n // 4 * 8 + lane % 4 * 2 + n % 2] = values
+        got[row + n // 2 % 2 * 8, n // 4 * 8 + column + n % 2] = values
     return got, 2.0 * (A @ B.T)
 
 
-ASYNC_FENCE = "fence.proxy.async.shared::cta;"
-
-
-@pytest.mark.parametrize("transposed", [(a, b) for a in (False, True) for b in (False, True)])
+@pytest.mark.parametrize("left", ["by depth", "transposed", "registers"])
+@pytest.mark.parametrize("right", ["by depth", "transposed"])
 @pytest.mark.parametrize("swizzle", [0, 32, 64, 128])
-@pytest.mark.parametrize("kind", ["bf16", "f16"])
-def test_a_warpgroups_matrix_product(swizzle: int, transposed: tuple[bool, bool], kind: str) -> None:
-    for order in ORDERS:
-        got, want = warpgroup_product(swizzle, transposed, kind, ASYNC_FENCE, order)
+def test_a_warpgroups_matrix_product(swizzle: int, left: str, right: str) -> None:
+    for kind, order in (("bf16", Order()), ("f16", Order(late=True)), ("f16", Order(warps=True))):
+        got, want = warpgroup_product(swizzle, left, right, kind, order)
         assert got.tolist() == want.tolist()
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_warpgroups_matrix_product_needs_a_fence(order: Order) -> None:
     with pytest.raises(FaultError, match="written without a fence"):
-        warpgroup_product(128, (False, True), "bf16", "", order)
+        warpgroup_product(128, "by depth", "transposed", "bf16", order, fence="")
