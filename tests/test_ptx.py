@@ -52,6 +52,7 @@ NAN = float("nan")
     [
         ("mul.lo.s32", (-3, 1 << 30), -3 << 30),
         ("mul.hi.u32", (0xFFFFFFFF, 0xFFFFFFFE), 0xFFFFFFFD),
+        ("mul.hi.s32", (-3, 1 << 30), -1),
         ("mad.lo.s32", (7, -5, 4), -31),
         ("div.s32", (-7, 2), -3),
         ("rem.s32", (-7, 2), -1),
@@ -195,6 +196,8 @@ def test_blocks_may_not_meet_but_to_write_the_same() -> None:
         ("ld.global.b32 %r10, [%rd1+2];", "no multiple of it"),
         ("add.s32 %r10, %r11, %r0;", "%r11 is read before it is written"),
         ("frob.b32 %r10, %r0;", "does not know: frob"),
+        ("fma.rn.f64 %rd10, %rd0, %rd0, %rd0;", "does not know: fma"),
+        ("mul.hi.u64 %rd10, %rd0, %rd0;", "does not know: mul"),
         ("cvt.rp.f32.f64 %r10, %rd0;", "a form that this machine does not know: cvt.rp"),
         ("setp.lt.s32 %p0, %r0, 40; @%p0 bar.sync 0;", "a barrier that not all reach"),
         ("setp.lt.s32 %p0, %r0, 40; @%p0 shfl.sync.idx.b32 %r10, %r0, 0, 31, -1;", "a part of a warp"),

@@ -30,7 +30,7 @@ def _other_lane(mode: str, lane: Array, step: Array, limits: Array) -> Array:
 
 
 def _shuffle(form: Form) -> Run:
-    if form.words[1:] not in (("sync", mode, "b32") for mode in ("bfly", "up", "down", "idx")):
+    if form.words[1:] not in [("sync", mode, "b32") for mode in ("bfly", "up", "down", "idx")]:
         raise form.refusal()
     source, put, mode = form.whole(form.operands[1], "b32"), form.target(form.operands[0]), form.words[2]
     by, limits = (form.source(each, "b32") for each in form.operands[2:4])

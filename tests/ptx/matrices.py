@@ -151,7 +151,7 @@ def _warpgroup_product(form: Form, columns: int, kind: str) -> Run:
         raise FaultError("a block of warpgroups in part")
     in_registers = isinstance(left, tuple)
     A_words = [form.whole(each, "b32") for each in left] if in_registers else []
-    A_place, B_place = None if in_registers else form.whole(left, "u64"), form.whole(right, "u64")
+    places = [form.whole(each, "u64") for each in ([] if in_registers else [left]) + [right]]
     A_by_rows, B_by_columns = in_registers or signs[2] == 0, signs[-1] == 0
     scaled = form.whole(scale, "pred")
     sums, puts = [form.whole(each, "f32") for each in into], [form.target(each) for each in into]
@@ -159,7 +159,7 @@ def _warpgroup_product(form: Form, columns: int, kind: str) -> Run:
     def run(block: Block, mask: Mask) -> None:
         teams = _teams(form.whole_warps(mask))
         A_held = _gather(block, A_words) if in_registers else None
-        A_at, B_at = A_place and A_place(block), B_place(block)
+        *A_at, B_at = (place(block) for place in places)
         adds = scaled(block) if mask is None else scaled(block) & mask
 
         def multiply() -> None:
@@ -175,7 +175,7 @@ def _warpgroup_product(form: Form, columns: int, kind: str) -> Run:
                 else:
                     rows = (16 * (team % 4)[:, None] + np.arange(16)).reshape(-1)
                     own = np.repeat(readers, 16)[:, None]
-                    A = _fetched(block, A_at[lanes], rows, A_by_rows, own, kind).reshape(-1, 16, 16)
+                    A = _fetched(block, A_at[0][lanes], rows, A_by_rows, own, kind).reshape(-1, 16, 16)
                 B = _fetched(block, B_at[lanes], np.arange(columns), B_by_columns, readers[None], kind)
                 new[:, lanes] = (base[:, lanes] + _spread(A @ B.T)).astype(np.float32)
             for part, put in enumerate(puts):

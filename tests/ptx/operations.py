@@ -16,6 +16,8 @@ from .basics import TYPES, Array, from_bfloat16, to_bfloat16
 from .block import Block
 from .form import Form, Mask, Run
 
+_FLOATS = ("f16", "f32", "f64")
+
 
 def _elementwise(function: Callable[..., Array], form: Form) -> Run:
     """A function of operands whose type is the instruction's last word."""
@@ -46,12 +48,14 @@ def _quotient(a: Array, b: Array) -> Array:
 
 
 def _divide(form: Form) -> Run:
-    return _elementwise(np.divide if form.words[-1] == "f32" else _quotient, form)
+    return _elementwise(np.divide if form.words[-1] in _FLOATS else _quotient, form)
 
 
-def _fused(a: Array, b: Array, c: Array) -> Array:
+def _fused(form: Form) -> Run:
+    if form.words[-1] == "f64":
+        raise form.refusal()
     # In float64 the product is exact; the sum is rounded twice, which shows once in 2^29.
-    return (a.astype(np.float64) * b + c).astype(np.float32)
+    return _elementwise(lambda a, b, c: (a.astype(np.float64) * b + c).astype(a.dtype), form)
 
 
 def _doubled(kind: str) -> str:
@@ -64,8 +68,11 @@ def _multiply(form: Form) -> Run:
     if size == "wide":
         wide = TYPES[_doubled(kind)]
         return form.mapped(lambda a, b: a.astype(wide) * b, kind)
+    if size == "hi" and kind in ("s16", "u16", "s32", "u32"):
+        wide, width = TYPES[_doubled(kind)], int(kind[1:])
+        return form.mapped(lambda a, b: (a.astype(wide) * b >> width).astype(a.dtype), kind)
     if size == "hi":
-        return form.mapped(lambda a, b: (a.astype(np.dtype(kind[0] + "8")) * b >> 32).astype(a.dtype), kind)
+        raise form.refusal()
     return _elementwise(np.multiply, form)
 
 
@@ -143,10 +150,10 @@ def _compare(form: Form) -> Run:
     if len(form.words) != 3 + form.flush or isinstance(form.operands[0], tuple):
         raise form.refusal()
     name, kind = form.words[1], form.words[-1].replace("b", "u")
-    if kind == "f32" and name.endswith("u") and name[:-1] in _COMPARE:
+    if kind in _FLOATS and name.endswith("u") and name[:-1] in _COMPARE:
         ordered = _COMPARE[name[:-1]]
         return form.mapped(lambda a, b: ordered(a, b) | _unordered(a, b), kind)
-    known = (_COMPARE_FLOAT if kind == "f32" else _COMPARE).get(_UNSIGNED.get(name, name))
+    known = (_COMPARE_FLOAT if kind in _FLOATS else _COMPARE).get(_UNSIGNED.get(name, name))
     if known is None:
         raise form.refusal()
     return form.mapped(known, kind)
@@ -228,7 +235,7 @@ _ELEMENTWISE: dict[str, Callable[..., Array]] = {
     "add": np.add, "sub": np.subtract, "neg": np.negative, "abs": np.abs,
     "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "not": np.invert,
     "sqrt": np.sqrt, "ex2": np.exp2, "lg2": np.log2, "rcp": lambda a: np.float32(1) / a,
-    "fma": _fused, "rem": lambda a, b: a - _quotient(a, b) * b, "prmt": _permute,
+    "rem": lambda a, b: a - _quotient(a, b) * b, "prmt": _permute,
 }  # fmt: skip
 
 OPERATIONS: dict[str, Callable[[Form], Run]] = {
@@ -236,6 +243,7 @@ OPERATIONS: dict[str, Callable[[Form], Run]] = {
     "min": _min_max,
     "max": _min_max,
     "div": _divide,
+    "fma": _fused,
     "mul": _multiply,
     "mad": _multiply_add,
     "shl": _shifts,
