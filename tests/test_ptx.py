@@ -8,6 +8,7 @@ import numpy as np
 import ptx
 import pytest
 from ptx import SIDE_BY_SIDE, FaultError, Order, Pointer
+from ptx.memory import SHARED_AT
 
 REGISTERS = ".reg .pred %p<20>; .reg .b16 %rs<20>; .reg .b32 %r<40>; .reg .b64 %rd<20>;"
 # %r0: the thread; %rd1: where its 4 bytes of the first tensor are, %r1 those of shared memory; %r2: the thread's number
@@ -19,12 +20,20 @@ START = """
 """
 
 
-def run(body: str, out: Any, threads: int = 64, blocks: int = 1, order: Order = SIDE_BY_SIDE, others: Any = ()) -> Any:
+def run(
+    body: str,
+    out: Any,
+    threads: int = 64,
+    blocks: int = 1,
+    order: Order = SIDE_BY_SIDE,
+    others: Any = (),
+    shared: int = 1024,
+) -> Any:
     """``out`` after a kernel of ``body``, which finds it as its first argument and ``others`` behind it."""
     parameters = ", ".join(f".param .u64 .ptr .global .align 1 k_param_{n}" for n in range(1 + len(others)))
     text = f".visible .entry k(\n{parameters}\n)\n.reqntid {threads}\n{{\n{REGISTERS}\n{START}\n{body}\nret;\n}}\n"
     arrays = [np.ascontiguousarray(each).view(np.uint8).reshape(-1) for each in (out, *others)]
-    ptx.launch(ptx.parse(text), (blocks,), [Pointer(each) for each in arrays], 1024, order)
+    ptx.launch(ptx.parse(text), (blocks,), [Pointer(each) for each in arrays], shared, order)
     return arrays[0].view(out.dtype)
 
 
@@ -43,6 +52,7 @@ NAN = float("nan")
     [
         ("mul.lo.s32", (-3, 1 << 30), -3 << 30),
         ("mul.hi.u32", (0xFFFFFFFF, 0xFFFFFFFE), 0xFFFFFFFD),
+        ("mul.hi.s32", (-3, 1 << 30), -1),
         ("mad.lo.s32", (7, -5, 4), -31),
         ("div.s32", (-7, 2), -3),
         ("rem.s32", (-7, 2), -1),
@@ -186,6 +196,8 @@ def test_blocks_may_not_meet_but_to_write_the_same() -> None:
         ("ld.global.b32 %r10, [%rd1+2];", "no multiple of it"),
         ("add.s32 %r10, %r11, %r0;", "%r11 is read before it is written"),
         ("frob.b32 %r10, %r0;", "does not know: frob"),
+        ("fma.rn.f64 %rd10, %rd0, %rd0, %rd0;", "does not know: fma"),
+        ("mul.hi.u64 %rd10, %rd0, %rd0;", "does not know: mul"),
         ("cvt.rp.f32.f64 %r10, %rd0;", "a form that this machine does not know: cvt.rp"),
         ("setp.lt.s32 %p0, %r0, 40; @%p0 bar.sync 0;", "a barrier that not all reach"),
         ("setp.lt.s32 %p0, %r0, 40; @%p0 shfl.sync.idx.b32 %r10, %r0, 0, 31, -1;", "a part of a warp"),
@@ -244,3 +256,155 @@ def test_a_warps_matrix_product(shape: str, kind: str, depth: int) -> None:
     out = run(body + stores, np.zeros((4, 32), np.float32), threads=32, others=[*A, *B, *C]).reshape(4, 32)
     for n in range(4):
         assert out[n].tolist() == (a @ b + c)[group + 8 * (n // 2), 2 * quad + n % 2].tolist()
+
+
+# Each lane's 16 bytes of the second tensor into its place in shared memory; %r12 is another lane's place.
+ROWS = """
+    ld.param.b64 %rd2, [k_param_1]; mad.wide.u32 %rd2, %r0, 16, %rd2; ld.global.v4.b32 {%r20,%r21,%r22,%r23}, [%rd2];
+    shl.b32 %r10, %r0, 4; add.s32 %r10, %r10, %r5; xor.b32 %r11, %r0, 5; shl.b32 %r12, %r11, 4; add.s32 %r12, %r12, %r5;
+"""
+
+
+def pairs(matrices: np.ndarray) -> np.ndarray:
+    """Of 8x8 matrices uint16 [N, 8, 8] what each lane l holds, uint32 [N, 32]: of row l / 4 two from 2 (l % 4) on."""
+    lane = np.arange(32)
+    low, high = (matrices[:, lane // 4, 2 * (lane % 4) + each].astype(np.uint32) for each in (0, 1))
+    return low | high << np.uint32(16)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_small_matrices_are_loaded_and_stored(count: int, transposed: bool) -> None:
+    # The rows lie in another order than the lanes that point at them.
+    rows = np.random.default_rng(0).integers(0, 1 << 16, (32, 8)).astype(np.uint16)
+    matrices = rows[np.arange(32) ^ 5].reshape(4, 8, 8)[:count]
+    held = pairs(matrices.swapaxes(1, 2) if transposed else matrices)
+    registers = ",".join(f"%r{30 + n}" for n in range(count))
+    form = f"sync.aligned.m8n8.x{count}{'.trans' if transposed else ''}.shared.b16"
+
+    body = (
+        f"{ROWS} st.shared.v4.b32 [%r10], {{%r20,%r21,%r22,%r23}}; bar.sync 0; ldmatrix.{form} {{{registers}}}, [%r12];"
+    )
+    stores = "".join(f"st.global.b32 [%rd1+{128 * n}], %r{30 + n};" for n in range(count))
+    out = run(body + stores, np.zeros((count, 32), np.uint32), threads=32, others=[rows])
+    assert out.reshape(count, 32).tolist() == held.tolist()
+
+    loads = "".join(f"ld.global.b32 %r{30 + n}, [%rd3+{128 * n}];" for n in range(count))
+    body = f"""{ROWS} ld.param.b64 %rd3, [k_param_2]; mad.wide.u32 %rd3, %r0, 4, %rd3; {loads}
+        stmatrix.{form} [%r12], {{{registers}}}; bar.sync 0; ld.shared.v4.b32 {{%r20,%r21,%r22,%r23}}, [%r10];
+        mad.wide.u32 %rd1, %r0, 16, %rd0; st.global.v4.b32 [%rd1], {{%r20,%r21,%r22,%r23}};"""
+    out = run(body, np.zeros((32, 8), np.uint16), threads=32, others=[rows, held]).reshape(32, 8)
+    written = np.full((32, 8), 0xFFFF, np.uint16)
+    written[(np.arange(32) ^ 5)[: 8 * count]] = matrices.reshape(-1, 8)
+    assert out.tolist() == written.tolist()
+
+
+def digits(index: np.ndarray, shape: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray:
+    """CuTe's shape:strides of an index, the first digit the fastest."""
+    out = np.zeros_like(index)
+    for size, stride in zip(shape, strides, strict=True):
+        out, index = out + index % size * stride, index // size
+    return out
+
+
+def canonical(rows: int, swizzle: int, by_depth: bool, start: int) -> tuple[np.ndarray, int]:
+    """Where a matrix [rows, 16] of 16-bit elements lies in shared memory, bytes, and its descriptor.
+
+    The ISA's table of canonical layouts, T = 8, and its matrix descriptor format.
+    by_depth : K-major, in place of M- or N-major
+    """
+    T, chunks, m = 8, max(1, swizzle // 16), rows // 8
+    row, k = np.arange(rows)[:, None], np.arange(16)[None]
+    if by_depth:
+        SBO, LBO = 8 * chunks * T, rows * T
+        place = digits(row, (8, m), (chunks * T, SBO)) + digits(k, (T, 2), (1, T if swizzle else LBO))
+    elif swizzle:
+        SBO, LBO = 8 * chunks * T, 2 * 8 * chunks * T
+        place = digits(row, (T, chunks, m // chunks), (1, T, LBO)) + digits(k, (8, 2), (chunks * T, SBO))
+    else:
+        SBO, LBO = 8 * T, rows * T
+        place = digits(row, (T, 1, m), (1, T, SBO)) + digits(k, (8, 2), (T, LBO))
+    mode = {0: 0, 128: 1, 64: 2, 32: 3}[swizzle]
+    place = start + 2 * place
+    # Swizzle<B, 4, 3>: B bits from the seventh on are added, without a carry, to those from the fourth on.
+    for bit in range({0: 0, 32: 1, 64: 2, 128: 3}[swizzle]):
+        place = place ^ (((place >> (7 + bit)) & 1) << (4 + bit))
+    return place, start >> 4 | 2 * LBO >> 4 << 16 | 2 * SBO >> 4 << 32 | mode << 62
+
+
+COLUMNS, HALF = 128, 16384  # of B; bytes of shared memory for A, and for B behind it
+
+
+def halves(values: np.ndarray, kind: str) -> np.ndarray:
+    """Small whole numbers as the bits of "bf16" or "f16", uint16."""
+    if kind == "f16":
+        return values.astype(np.float16).view(np.uint16)
+    return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def warpgroup_product(
+    swizzle: int,
+    left: str,
+    right: str,
+    kind: str,
+    order: Order,
+    fence: str = "fence.proxy.async.shared::cta;",
+) -> tuple[np.ndarray, np.ndarray]:
+    """A kernel's 2 A B [64, COLUMNS], once in place of what was there and once added to it, and NumPy's.
+
+    left, right : where A and B are: in shared memory, "by depth" or "transposed"; A also in "registers"
+    """
+    generator = np.random.default_rng(0)
+    A, B = generator.integers(-4, 5, (64, 16)), generator.integers(-4, 5, (COLUMNS, 16))
+    image = np.full(HALF, 0x7FFF, np.uint16)  # NaN wherever neither lies
+    words = []
+    for values, how, start in ((A, left, SHARED_AT), (B, right, SHARED_AT + HALF)):
+        place, word = canonical(len(values), swizzle, how == "by depth", start)
+        words.append(word)
+        if how != "registers":
+            image[(place - SHARED_AT) // 2] = halves(values, kind)
+    copies = "".join(
+        f"ld.global.v4.b32 {{%r20,%r21,%r22,%r23}}, [%rd2+{at}]; st.shared.v4.b32 [%r10+{at}], {{%r20,%r21,%r22,%r23}};"
+        for at in range(0, 2 * HALF, 128 * 16)
+    )
+    # The figures of A's and D's registers: where each thread's first elements are, and from there the others.
+    thread = np.arange(128)
+    row, column = thread // 32 * 16 + thread % 32 // 4, thread % 4 * 2
+    parts = (A[row[:, None] + n % 2 * 8, column[:, None] + n // 2 * 8 + np.arange(2)] for n in range(4))
+    held = [halves(part, kind).view(np.uint32)[:, 0] for part in parts]
+    loads = "".join(
+        f"ld.param.b64 %rd3, [k_param_{2 + n}]; mad.wide.u32 %rd3, %r0, 4, %rd3; ld.global.b32 %r{24 + n}, [%rd3];"
+        for n in range(4)
+    )
+    sums = ",".join(f"%f{n}" for n in range(COLUMNS // 2))
+    source = "{%r24,%r25,%r26,%r27}" if left == "registers" else "%rd4"
+    product = f"wgmma.mma_async.sync.aligned.m64n{COLUMNS}k16.f32.{kind}.{kind} {{{sums}}}, {source}, %rd5"
+    flags = ", ".join(["1", "1", *(str(int(each == "transposed")) for each in (left, right) if each != "registers")])
+    stores = "".join(f"st.global.b32 [%rd1+{512 * n}], %f{n};" for n in range(COLUMNS // 2))
+    body = f"""
+        ld.param.b64 %rd2, [k_param_1]; mad.wide.u32 %rd2, %r0, 16, %rd2; shl.b32 %r10, %r0, 4; add.s32 %r10, %r10, %r5;
+        {copies} {fence} bar.sync 0; mov.b64 %rd4, {words[0]}; mov.b64 %rd5, {words[1]}; {loads}
+        setp.lt.s32 %p0, %r0, 0; setp.ge.s32 %p1, %r0, 0; wgmma.fence.sync.aligned;
+        {product}, %p0, {flags}; {product}, %p1, {flags};
+        wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0; {stores}"""
+    out = np.zeros((COLUMNS // 2, 128), np.float32)
+    out = run(body, out, threads=128, order=order, others=[image, *held], shared=2 * HALF)
+    got = np.full((64, COLUMNS), np.nan)
+    for n, values in enumerate(out.reshape(COLUMNS // 2, 128)):
+        got[row + n // 2 % 2 * 8, n // 4 * 8 + column + n % 2] = values
+    return got, 2.0 * (A @ B.T)
+
+
+@pytest.mark.parametrize("left", ["by depth", "transposed", "registers"])
+@pytest.mark.parametrize("right", ["by depth", "transposed"])
+@pytest.mark.parametrize("swizzle", [0, 32, 64, 128])
+def test_a_warpgroups_matrix_product(swizzle: int, left: str, right: str) -> None:
+    for kind, order in (("bf16", Order()), ("f16", Order(late=True)), ("f16", Order(warps=True))):
+        got, want = warpgroup_product(swizzle, left, right, kind, order)
+        assert got.tolist() == want.tolist()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_warpgroups_matrix_product_needs_a_fence(order: Order) -> None:
+    with pytest.raises(FaultError, match="written without a fence"):
+        warpgroup_product(128, "by depth", "transposed", "bf16", order, fence="")

@@ -31,10 +31,9 @@ def dream(world: World, form: str, precision: str, **plan: Any) -> DreamOutput:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("mixture", ["shared", "per_dim"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("sizes", list(SIZES))
+@pytest.mark.parametrize(("precision", "sizes"), [("fp32", "odd"), ("bf16", "odd"), ("fp16", "odd"), ("bf16", "paper")])
 def test_default_settings_are_the_oracles(form: str, mixture: str, precision: str, sizes: str) -> None:
-    # At temperature 0, where no rounding tips a choice; at the paper's size one step, for the oracle's sake.
+    # At temperature 0, where no rounding tips a choice; at the paper's size one step and one precision, for time.
     world = World(mixture, sizes=SIZES[sizes], squash="tanh", candidates=4)
     plan = {"episodes": 5, "max_steps": 2 if sizes == "odd" else 1, "temperature": 0.0}
     want, peer = world.want(**plan), world.got("torch", precision, **plan)
