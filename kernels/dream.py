@@ -200,8 +200,8 @@ def sample_per_dim(
 ):  # fmt: skip
     """As :func:`sample_shared`, with a choice for every dimension, by inverse CDF.
 
-    largest, wanted [ROWS, DIMS] : the largest logit, and what the sum beside it has to reach: u of all of it. The logits
-    are made once more for that, since K blocks of them do not fit beside the rest.
+    largest, wanted [ROWS, DIMS] : the largest logit, and what the sum beside it has to reach: u of all of it. The
+    logits are made once more for that, since K blocks of them do not fit beside the rest.
     """
     mean = tl.zeros((ROWS, DIMS), dtype=tl.float32)
     log_std = tl.zeros((ROWS, DIMS), dtype=tl.float32)

@@ -41,9 +41,9 @@ def default_settings(backend: str, arch: int | str, hidden: int, dtype: torch.dt
 
     At the paper's size in 16 bits, the largest tile whose kernels spill no registers (TUNING.md has the trials), and of
     which two fit on a multiprocessor of sm_80 and sm_90: one's products then take turns with the other's cells. On
-    sm_90 and sm_100 matrix instructions take 64 rows of a group of four warps. sm_100 keeps the addresses of operands in
-    registers, a pair for 16 columns of depth, hence its smaller blocks of the head. A larger H or float32 takes smaller
-    chunks, that fit: ``python -m wm_engine.kernels.aot`` holds all of this. Not tuned on any device.
+    sm_90 and sm_100 matrix instructions take 64 rows of a group of four warps. sm_100 keeps the addresses of operands
+    in registers, a pair for 16 columns of depth, hence its smaller blocks of the head. A larger H or float32 takes
+    smaller chunks, that fit: ``python -m wm_engine.kernels.aot`` holds all of this. Not tuned on any device.
     """
     size = padded(hidden)
     by_parts = Settings(dims=16, depth=64, num_warps=8, num_stages=1, dot="tf32x3")

@@ -77,6 +77,8 @@ NAN = float("nan")
         ("max.NaN.f32", (NAN, 2.0), NAN),
         ("div.full.f32", (1.0, float("inf")), 0.0),
         ("ex2.approx.f32", (3.0,), 8.0),
+        ("rsqrt.approx.ftz.f32", (16.0,), 0.25),
+        ("rsqrt.approx.ftz.f32", (float("inf"),), 0.0),
         ("neg.f32", (0.0,), -0.0),
         ("cvt.rzi.s32.f32", (-1.9,), -1),
         ("cvt.rzi.s32.f32", (3e9,), (1 << 31) - 1),

@@ -98,6 +98,24 @@ def test_functions_keep_their_bounds() -> None:
 
 
 @triton.jit
+def reciprocals_kernel(x, exact, fast, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    value = tl.load(x + at)
+    tl.store(exact + at, maths.reciprocal(value, True))
+    tl.store(fast + at, maths.reciprocal(value, False))
+
+
+def test_reciprocals_keep_their_bounds() -> None:
+    # As far as the cell's denominators go, three factors of up to 1 + 2**40 each.
+    x = torch.cat([torch.tensor([1.0, 2.0**121, torch.inf]), torch.logspace(0, 36, 1021)])
+    exact, fast = (torch.full_like(x, torch.nan, device=DEVICE) for _ in range(2))
+    reciprocals_kernel[(1,)](x.to(DEVICE), exact, fast, SIZE=1024, **OPTIONS)
+    want = 1.0 / x.double()
+    for got, bound in ((exact, 2.0**-22), (fast, 2.0**-21)):
+        assert ((got.cpu().double() - want).abs() <= bound * want).all()
+
+
+@triton.jit
 def turns_kernel(u, cos, sin, SIZE: tl.constexpr):
     at = tl.arange(0, SIZE)
     c, s = maths.cos_sin_turns(tl.load(u + at))

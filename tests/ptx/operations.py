@@ -235,6 +235,7 @@ _ELEMENTWISE: dict[str, Callable[..., Array]] = {
     "add": np.add, "sub": np.subtract, "neg": np.negative, "abs": np.abs,
     "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "not": np.invert,
     "sqrt": np.sqrt, "ex2": np.exp2, "lg2": np.log2, "rcp": lambda a: np.float32(1) / a,
+    "rsqrt": lambda a: (1 / np.sqrt(a.astype(np.float64))).astype(np.float32),
     "rem": lambda a, b: a - _quotient(a, b) * b, "prmt": _permute,
 }  # fmt: skip
 
