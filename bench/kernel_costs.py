@@ -5,11 +5,11 @@ from __future__ import annotations
 from .costs import WEIGHT_BYTES, Cost
 from .workload import Setup
 
-DREAM_KERNELS = ("rollout_kernel", "advance_kernel", "settle_kernel")
+DREAM_KERNELS = ("rollout_kernel", "act_kernel", "advance_kernel", "settle_kernel")
 """Their names in ``wm_engine.kernels.dream``, which the profiler gives them too."""
 
-FORMS = {"persistent": ("rollout_kernel",), "steps": ("advance_kernel", "settle_kernel")}
-"""Which of them each form of the dream launches: the persistent one once, the others once a step."""
+FORMS = {"persistent": ("rollout_kernel",), "steps": ("act_kernel", "advance_kernel", "settle_kernel")}
+"""Which of them each form of the dream launches: the last two once a step, the others once."""
 
 _ACTED, _ALIVE, _BOOKS = 4, 4, 12
 
@@ -30,9 +30,11 @@ def kernel_cost(kernel: str, setup: Setup, precision: str, launches: int, lived:
     leaves. Of a kernel that takes all steps this is what a dream begins with and what it ends with; its state passes
     through scratch memory too, which does not have to be, and is not counted. With w bytes a weight:
 
-    - ``advance_kernel``, a step: gates and controller; reads h ``wH``, c ``4H``, z ``4Z``, its share of the controller
-      ``4D/E``; writes h, c and whether the action was finite ``4``
-    - ``settle_kernel``, a step: the head; reads h ``wH`` and that flag; writes z ``4Z``; reads and writes whether the
+    - ``act_kernel``, once: the first step's actions; reads h ``wH``, z ``4Z`` and every controller; writes the gates'
+      inputs ``w(Z+A)`` and whether the action was finite ``4``
+    - ``advance_kernel``, a step: gates; reads h ``wH``, c ``4H`` and the inputs; writes h and c
+    - ``settle_kernel``, a step: the head and the next step's actions, of which nobody lives the last; reads h ``wH``,
+      the flag and its share of the controller ``4D/E``; writes z ``4Z``, inputs and flag; reads and writes whether the
       rollout lives ``4`` and its return, length and failure ``12``
     - ``rollout_kernel``, all steps: reads h, c, z of every rollout and every controller; writes its ``12`` bytes
 
@@ -48,13 +50,15 @@ def kernel_cost(kernel: str, setup: Setup, precision: str, launches: int, lived:
     gate_weights = w * macs["gates"] + 4 * 4 * work.hidden
     head_weights = w * macs["head"] + 4 * head
     controller = 4 * setup.spec.num_params
-    state = (w + 4) * work.hidden
+    state, inputs = (w + 4) * work.hidden, w * (work.latent + work.action)
+    acting = w * work.hidden + 4 * work.latent + inputs + controller / work.episodes + _ACTED
+    if kernel == "act_kernel":
+        return Cost(2.0 * work.rollouts * macs["controller"], work.rollouts * acting)
     if kernel == "advance_kernel":
-        each = 2 * state + 4 * work.latent + controller / work.episodes + _ACTED
-        return Cost(2.0 * lived * (macs["gates"] + macs["controller"]), launches * gate_weights + lived * each)
+        return Cost(2.0 * lived * macs["gates"], launches * gate_weights + lived * (2 * state + inputs))
     if kernel == "settle_kernel":
-        each = w * work.hidden + 4 * work.latent + _ACTED + 2 * (_ALIVE + _BOOKS)
-        return Cost(2.0 * lived * macs["head"], launches * head_weights + lived * each)
+        each = acting + _ACTED + 2 * (_ALIVE + _BOOKS)
+        return Cost(2.0 * lived * (macs["head"] + macs["controller"]), launches * head_weights + lived * each)
     if kernel == "rollout_kernel":
         moved = work.rollouts * (state + 4 * work.latent + _BOOKS) + work.candidates * controller
         return Cost(2.0 * lived * sum(macs.values()), launches * (gate_weights + head_weights) + moved)

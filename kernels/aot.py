@@ -93,11 +93,12 @@ def cases(target: str, hidden: int = _HIDDEN, dtype: torch.dtype = torch.bfloat1
             shape.pack(model, layers), episodes, floats, floats, floats, floats, ints, ints, None, 64,
             1000, 1.0, (1, 2), 0, False, True, True,
         )  # fmt: skip
-        values = launch.values_of(model, shape.values(model), task) | launch.scratch(model, 64, 2)
+        values = launch.values_of(model, shape.values(model), task) | launch.scratch(model, 64)
         values |= {"alive": ints, "acted": ints, "clock": ints, "step_offset": 0}
         yield Case(f"rollout {mixture}{size_of}", dream.rollout_kernel, values, settings, True, tuned)
         yield Case(f"settle {mixture}{size_of}", dream.settle_kernel, values, settings, True, tuned)
         if mixture == "shared":
+            yield Case(f"act{size_of}", dream.act_kernel, values, settings, False, tuned)
             yield Case(f"advance{size_of}", dream.advance_kernel, values, settings, True, tuned)
             state = dict.fromkeys(("inputs", "h_in", "c_in", "h_out", "c_out"), floats)
             sizes = {"inputs_size": latent + action}

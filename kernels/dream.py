@@ -3,7 +3,7 @@
     persistent   a program takes ROWS rollouts through all their steps:  act ─► cells ─► head, sample, settle ─┐
                                                                           ▲                                    │
                                                                           └────────────────────────────────────┘
-    per step     advance_kernel [tiles, chunks of units]: act ─► cells;   settle_kernel [tiles]: head, sample, settle
+    per step     advance_kernel [tiles, chunks of units]: cells;   settle_kernel [tiles]: head, sample, settle, act
 
 Both are made of the same blocks, over the same tiles and chunks. A tile's state (h, c, z) lives in scratch memory, of
 which a tile has its own rows: a program stores h' and z' and reads them back as operands of the next products, with a
@@ -415,63 +415,89 @@ CLOCK_KEY_LOW = tl.constexpr(3)
 CLOCK_KEY_HIGH = tl.constexpr(4)
 
 
-@triton.jit(do_not_specialize=VARYING)
-def advance_kernel(
-    layer_weights, layer_biases, last_weights, last_biases, squash, gate_weights, gate_biases,
-    h, c, z, acted, alive, clock, record_actions,
-    rows, record_rows, episodes, step_offset,
-    latent: tl.constexpr, actions: tl.constexpr, units: tl.constexpr,
-    HP: tl.constexpr, XP: tl.constexpr, UNITS: tl.constexpr, UP: tl.constexpr, FEATURES: tl.constexpr,
-    ARGMAX: tl.constexpr, RECORD: tl.constexpr, ROWS: tl.constexpr, SPAN: tl.constexpr, DOT: tl.constexpr,
+@triton.jit
+def act_ahead(
+    h, c, z, local, row, living, step, x, acted, record_actions,
+    layer_weights, layer_biases, last_weights, last_biases, squash, rows, record_rows, episodes,
+    latent, actions, units, HP: tl.constexpr, XP: tl.constexpr, FEATURES: tl.constexpr, UP: tl.constexpr,
+    ARGMAX: tl.constexpr, RECORD: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Half a step: actions (made anew by each chunk's program, cheaper than another launch) and a chunk of h', c'."""
-    chunk = tl.program_id(1)
+    """Put [z, a] of step ``step`` into the tile's scratch x, and into ``acted`` whether the controller is sound."""
+    index = (tl.minimum(row, rows - 1) // episodes).to(tl.int64)
+    values, sound = act(
+        z, h, c, local, index[:, None], layer_weights, layer_biases, last_weights, last_biases, squash,
+        latent, actions, units, HP, XP, FEATURES, UP, ARGMAX, SPAN, ROWS,
+    )  # fmt: skip
+    column = tl.arange(0, XP)[None, :]
+    tl.store(x + (local[:, None] * XP + column), values.to(x.dtype.element_ty))
+    tl.store(acted + row, sound)
+    if RECORD:
+        at = row + step * record_rows.to(tl.int64)
+        is_action = (column >= latent) & (column < latent + actions) & (living != 0)[:, None]
+        tl.store(record_actions + at[:, None] * actions + (column - latent), values, mask=is_action)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def act_kernel(
+    layer_weights, layer_biases, last_weights, last_biases, squash,
+    h, c, z, x, acted, alive, record_actions,
+    rows, record_rows, episodes,
+    latent: tl.constexpr, actions: tl.constexpr, units: tl.constexpr,
+    HP: tl.constexpr, XP: tl.constexpr, UP: tl.constexpr, FEATURES: tl.constexpr,
+    ARGMAX: tl.constexpr, RECORD: tl.constexpr, ROWS: tl.constexpr, SPAN: tl.constexpr,
+):  # fmt: skip
+    """The first step's actions; those that follow are :func:`settle_kernel`'s."""
     base = tl.program_id(0).to(tl.int64) * ROWS
     local = tl.arange(0, ROWS)
     row = (base + local).to(tl.int32)
-    index = (tl.minimum(row, rows - 1) // episodes).to(tl.int64)
+    act_ahead(
+        h + base * HP, c + base * HP, z + base * XP, local, row, tl.load(alive + row), 0, x + base * XP, acted,
+        record_actions, layer_weights, layer_biases, last_weights, last_biases, squash, rows, record_rows, episodes,
+        latent, actions, units, HP, XP, FEATURES, UP, ARGMAX, RECORD, SPAN, ROWS,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=VARYING)
+def advance_kernel(
+    gate_weights, gate_biases, h, c, x, clock, step_offset,
+    HP: tl.constexpr, XP: tl.constexpr, UNITS: tl.constexpr, ROWS: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """Half a step: a chunk of h' and c'."""
+    chunk = tl.program_id(1)
+    base = tl.program_id(0).to(tl.int64) * ROWS
+    local = tl.arange(0, ROWS)
     scratch_rows = tl.num_programs(0).to(tl.int64) * ROWS
     step = tl.load(clock + CLOCK_STEP) + step_offset
-    max_steps = tl.load(clock + CLOCK_MAX_STEPS)
-    x_column = tl.arange(0, XP)[None, :]
     of_chunk = local[:, None] * HP + chunk * UNITS + tl.arange(0, UNITS)[None, :]
-    dtype = gate_weights.dtype.element_ty
     h_now = h + (step % 2) * (scratch_rows * HP) + base * HP
     h_next = h + (1 - step % 2) * (scratch_rows * HP) + base * HP
-    # The controller may look at all of c while other programs write their chunks of it: it has two buffers here too.
-    c_now = c + (step % 2) * (scratch_rows * HP) + base * HP
-    c_next = c + (1 - step % 2) * (scratch_rows * HP) + base * HP
-    x, sound = act(
-        z + base * XP, h_now, c_now, local, index[:, None], layer_weights, layer_biases, last_weights, last_biases,
-        squash, latent, actions, units, HP, XP, FEATURES, UP, ARGMAX, SPAN, ROWS,
-    )  # fmt: skip
-    if chunk == 0:
-        tl.store(acted + row, sound)
-        if RECORD:
-            living = tl.where(step < max_steps, tl.load(alive + row), 0)
-            at = row + step * record_rows.to(tl.int64)
-            is_action = (x_column >= latent) & (x_column < latent + actions) & (living != 0)[:, None]
-            tl.store(record_actions + at[:, None] * actions + (x_column - latent), x, mask=is_action)
+    c_place = c + base * HP + of_chunk
     h_low, h_high = load_halves(h_now + local[:, None] * HP, HP)
+    x_tile = tl.load(x + base * XP + (local[:, None] * XP + tl.arange(0, XP)[None, :]))
     h_new, c_new = cell_chunk(
-        h_low, h_high, x.to(dtype), gate_weights, gate_biases, c_now + of_chunk, chunk, HP, XP, UNITS, ROWS, DOT
+        h_low, h_high, x_tile, gate_weights, gate_biases, c_place, chunk, HP, XP, UNITS, ROWS, DOT
     )  # fmt: skip
-    tl.store(h_next + of_chunk, h_new.to(dtype))
-    tl.store(c_next + of_chunk, c_new)
+    tl.store(h_next + of_chunk, h_new.to(gate_weights.dtype.element_ty))
+    tl.store(c_place, c_new)
 
 
 @triton.jit(do_not_specialize=VARYING)
 def settle_kernel(
     control_weights, control_biases, choice_weights, choice_biases, value_weights, value_biases,
-    h, z, acted, alive, clock, returns, lengths, failures, record_z, record_rewards,
+    layer_weights, layer_biases, last_weights, last_biases, squash,
+    h, c, z, x, acted, alive, clock, returns, lengths, failures, record_z, record_actions, record_rewards,
     rows, record_rows, episodes, step_offset, temperature,
     mixtures,
-    latent: tl.constexpr,
-    HP: tl.constexpr, XP: tl.constexpr, CONTROL: tl.constexpr, SHARED: tl.constexpr, GREEDY: tl.constexpr,
+    latent: tl.constexpr, actions: tl.constexpr, units: tl.constexpr,
+    HP: tl.constexpr, XP: tl.constexpr, UP: tl.constexpr, FEATURES: tl.constexpr, ARGMAX: tl.constexpr,
+    CONTROL: tl.constexpr, SHARED: tl.constexpr, GREEDY: tl.constexpr,
     SAMPLE_DONE: tl.constexpr, SURVIVAL: tl.constexpr, COMMON: tl.constexpr, RECORD: tl.constexpr,
-    ROWS: tl.constexpr, DIMS: tl.constexpr, DEPTH: tl.constexpr, DOT: tl.constexpr,
+    ROWS: tl.constexpr, DIMS: tl.constexpr, DEPTH: tl.constexpr, SPAN: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """The other half: head, next latent, and the books. Failures are counted; returns become NaN outside."""
+    """The other half: head, next latent, the books, and the next step's actions, once for all chunks of its units.
+
+    Failures are counted; returns become NaN outside.
+    """
     base = tl.program_id(0).to(tl.int64) * ROWS
     local = tl.arange(0, ROWS)
     row = (base + local).to(tl.int32)
@@ -501,9 +527,15 @@ def settle_kernel(
     total, length, now_alive, failed = settle(
         total, length, living, failed, gain, ended, sound & tl.load(acted + row)
     )  # fmt: skip
-    # A row's books are read by several threads, and written by one of them.
+    # A row's books are read by several threads, and written by one of them; its latent is read by others than wrote it.
     tl.debug_barrier()
     tl.store(returns + row, total, mask=there)
     tl.store(lengths + row, length, mask=there)
     tl.store(failures + row, failed, mask=there)
     tl.store(alive + row, now_alive)
+    act_ahead(
+        h_next, c + base * HP, z + base * XP, local, row, tl.where(step + 1 < max_steps, now_alive, 0), step + 1,
+        x + base * XP, acted, record_actions,
+        layer_weights, layer_biases, last_weights, last_biases, squash, rows, record_rows, episodes,
+        latent, actions, units, HP, XP, FEATURES, UP, ARGMAX, RECORD, SPAN, ROWS,
+    )  # fmt: skip

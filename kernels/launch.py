@@ -276,14 +276,15 @@ def launch(kernel: Any, grid: tuple[int, ...], values: dict[str, Any], settings:
     )
 
 
-def scratch(model: Model, rows: int, buffers_of_c: int) -> dict[str, Tensor]:
-    """State of ``rows`` rollouts, rounded up to whole tiles: h [2, R, HP], c [buffers, R, HP], z [R, XP], zeros."""
+def scratch(model: Model, rows: int) -> dict[str, Tensor]:
+    """State of ``rows`` rollouts, rounded up to whole tiles: h [2, R, HP], c [R, HP], z and x [R, XP], zeros."""
     tile, hp, xp = (model.sizes[name] for name in ("ROWS", "HP", "XP"))
-    total, device = triton.cdiv(rows, tile) * tile, model.device
+    total, device, dtype = triton.cdiv(rows, tile) * tile, model.device, model.tensors["gate_weights"].dtype
     return {
-        "h": torch.zeros(2, total, hp, dtype=model.tensors["gate_weights"].dtype, device=device),
-        "c": torch.zeros(buffers_of_c, total, hp, device=device),
+        "h": torch.zeros(2, total, hp, dtype=dtype, device=device),
+        "c": torch.zeros(total, hp, device=device),
         "z": torch.zeros(total, xp, device=device),
+        "x": torch.zeros(total, xp, dtype=dtype, device=device),
     }
 
 
@@ -291,19 +292,18 @@ def bytes_per_rollout(model: Model) -> int:
     """Device memory a rollout takes while it is dreamt, starts and results included."""
     hp, xp, low = model.sizes["HP"], model.sizes["XP"], model.tensors["gate_weights"].element_size()
     starts = 4 * (model.sizes["latent"] + 2 * model.sizes["hidden"])
-    return 2 * low * hp + 2 * 4 * hp + 4 * xp + starts + 32
+    return (2 * low + 4) * hp + (4 + low) * xp + starts + 32
 
 
 def begin(state: dict[str, Tensor], task: Task) -> None:
     """Put the starts into scratch."""
-    for name, start in (("h", task.h), ("c", task.c)):
-        state[name][0, : len(start), : start.shape[1]] = start
-    state["z"][: len(task.z), : task.z.shape[1]] = task.z
+    for now, start in ((state["h"][0], task.h), (state["c"], task.c), (state["z"], task.z)):
+        now[: len(start), : start.shape[1]] = start
 
 
 def persistent(model: Model, controllers: dict[str, Any], task: Task) -> None:
     """Dream a task with one kernel for all steps; results are written to its tensors."""
-    state = scratch(model, len(task.returns), 1)
+    state = scratch(model, len(task.returns))
     begin(state, task)
     tiles = state["z"].shape[0] // model.sizes["ROWS"]
     with torch.cuda.device_of(task.returns):
@@ -315,7 +315,7 @@ STEPS_A_GRAPH = 16
 
 
 class Stepper:
-    """Dreams tasks of one shape step by step, two kernels each; on CUDA devices as a captured graph.
+    """Dreams tasks of one shape step by step, two kernels each and one before the first; on CUDA as a captured graph.
 
     Owns the memory that the graph works on. Recording, and the interpreter, launch the same kernels one by one.
     """
@@ -323,12 +323,11 @@ class Stepper:
     def __init__(self, model: Model, controllers: dict[str, Any], task: Task) -> None:
         self._model = model
         rows = len(task.returns)
-        self._state = scratch(model, rows, 2)
-        self._total = self._state["z"].shape[0]
-        device = model.device
-        self._state["alive"] = torch.zeros(self._total, dtype=torch.int32, device=device)
-        self._state["acted"] = torch.zeros(self._total, dtype=torch.int32, device=device)
-        self._state["clock"] = torch.zeros(5, dtype=torch.int32, device=device)
+        self._state = scratch(model, rows)
+        total = len(self._state["z"])
+        self._tiles = total // model.sizes["ROWS"]
+        for name, size in (("alive", total), ("acted", total), ("clock", 5)):
+            self._state[name] = torch.zeros(size, dtype=torch.int32, device=model.device)
         self._params = {name: torch.empty_like(value) for name, value in task.params.items()}
         self._books = tuple(torch.empty_like(book) for book in (task.returns, task.lengths, task.failures))
         self._values = values_of(model, controllers, task) | self._state
@@ -353,7 +352,10 @@ class Stepper:
             book.zero_()
         values = self._values | self._params
         values |= dict(zip(("returns", "lengths", "failures"), self._books, strict=True))
-        advance = self._advance(task, values)
+        if task.record is not None:
+            values |= dict(zip(("record_z", "record_actions", "record_rewards"), task.record, strict=True))
+        advance = self._advance(task.record is not None, values)
+        launch(dream.act_kernel, (self._tiles,), values, self._model.settings)
         for done in range(0, task.max_steps, STEPS_A_GRAPH):
             advance(min(STEPS_A_GRAPH, task.max_steps - done))
             if (done // STEPS_A_GRAPH) % 2 == 1 and not bool(state["alive"].any()):
@@ -363,17 +365,15 @@ class Stepper:
         task.lengths.copy_(lengths)
         task.failures.copy_(failures)
 
-    def _advance(self, task: Task, values: dict[str, Any]) -> Callable[[int], None]:
+    def _advance(self, records: bool, values: dict[str, Any]) -> Callable[[int], None]:
         """What advances all rollouts by some steps, of which a graph always takes STEPS_A_GRAPH."""
-        if task.record is not None:
-            values = values | dict(zip(("record_z", "record_actions", "record_rewards"), task.record, strict=True))
 
         def advance(steps: int) -> None:
             for offset in range(steps):
                 self._step(values | {"step_offset": offset})
             self._state["clock"][0] += steps
 
-        if task.record is not None or self._model.device.type != "cuda":
+        if records or self._model.device.type != "cuda":
             return advance
         if self._graph is None:
             self._graph = self._capture(lambda: advance(STEPS_A_GRAPH))
@@ -382,9 +382,9 @@ class Stepper:
 
     def _step(self, values: dict[str, Any]) -> None:
         model = self._model
-        tiles, chunks = self._total // model.sizes["ROWS"], model.sizes["HP"] // model.sizes["UNITS"]
-        launch(dream.advance_kernel, (tiles, chunks), values, model.settings)
-        launch(dream.settle_kernel, (tiles,), values, model.settings)
+        chunks = model.sizes["HP"] // model.sizes["UNITS"]
+        launch(dream.advance_kernel, (self._tiles, chunks), values, model.settings)
+        launch(dream.settle_kernel, (self._tiles,), values, model.settings)
 
     def _capture(self, steps: Callable[[], None]) -> torch.cuda.CUDAGraph:
         # Compiled and loaded before the capture, which allows neither; then the state is put back.

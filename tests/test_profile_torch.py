@@ -138,16 +138,22 @@ def test_the_kernels_costs_are_those_of_their_tensors(mixture: str, precision: s
     controllers, h, c, z = 4 * setup.params.numel(), width * 12 * 16, 4 * 12 * 16, 4 * 12 * 6
     products = weights["lstm.weight_ih_l0"] + weights["lstm.weight_hh_l0"]
 
-    advance, settle = (kernel_cost(name, setup, precision, 1, 12) for name in ("advance_kernel", "settle_kernel"))
+    inputs = width * 12 * (6 + 3)
+    act, advance, settle = (
+        kernel_cost(f"{name}_kernel", setup, precision, 1, 12) for name in ("act", "advance", "settle")
+    )
     whole = kernel_cost("rollout_kernel", setup, precision, 1, 12 * 20)
+    assert act is not None
     assert advance is not None
     assert settle is not None
     assert whole is not None
-    assert advance.bytes == gates + 2 * (h + c) + z + controllers + 4 * 12
-    assert settle.bytes == head + h + z + 12 * (4 + 2 * 4 + 2 * 12)
+    assert act.bytes == h + z + controllers + inputs + 4 * 12
+    assert advance.bytes == gates + 2 * (h + c) + inputs
+    assert settle.bytes == head + h + z + controllers + inputs + 12 * (2 * 4 + 2 * 4 + 2 * 12)
     assert whole.bytes == gates + head + h + c + z + controllers + 12 * 12
-    assert advance.flops == 2 * 12 * (products + 3 * (6 + 16))
-    assert settle.flops == 2 * 12 * weights["head.weight"]
+    assert act.flops == 2 * 12 * 3 * (6 + 16)
+    assert advance.flops == 2 * 12 * products
+    assert settle.flops == 2 * 12 * weights["head.weight"] + act.flops
     assert whole.flops == 20 * (advance.flops + settle.flops)
 
 

@@ -49,7 +49,7 @@ class Refused:
 def refuse(monkeypatch: pytest.MonkeyPatch, error: Exception) -> Refused:
     kernel = Refused(error)
     monkeypatch.setattr(launch.dream, "rollout_kernel", kernel)
-    monkeypatch.setattr(launch.dream, "advance_kernel", kernel)
+    monkeypatch.setattr(launch.dream, "act_kernel", kernel)
     return kernel
 
 

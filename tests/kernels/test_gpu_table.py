@@ -118,7 +118,7 @@ def test_the_bandwidth_of_our_forms_is_that_of_their_kernels() -> None:
     lived = 2 * 16 * 20
     for name, launches, kernels in (
         ("triton persistent fp32", 1, ["rollout_kernel"]),
-        ("triton steps fp32", 20, ["advance_kernel", "settle_kernel"]),
+        ("triton steps fp32", 20, ["act_kernel", "advance_kernel", "settle_kernel"]),
     ):
         row = gpu.speed(setup, replace(sound, name=name), LIMITS)
         costs = [kernel_cost(kernel, setup, "fp32", launches, lived) for kernel in kernels]

@@ -179,6 +179,6 @@ def test_a_million_rollouts_are_dreamt_in_launches_that_fit() -> None:
     assert triton_backend.candidates_a_launch(each, 1 << 24) == 1
     # What is allocated for a launch is what the plan reckons with.
     rows = 1024
-    scratch = sum(value.nbytes for value in launch.scratch(model, rows, 2).values())
+    scratch = sum(value.nbytes for value in launch.scratch(model, rows).values())
     starts = 4 * rows * (32 + 2 * 256)
     assert scratch + starts <= each * rows <= scratch + starts + 64 * rows
