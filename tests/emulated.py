@@ -39,6 +39,8 @@ class _Driver:
 
 def install(name: str) -> None:
     """From now on, kernels are compiled for "sm_80" or "sm_90", and run here."""
+    if name not in ("sm_80", "sm_90"):
+        raise ValueError(f"WM_ENGINE_EMULATE must be sm_80 or sm_90, but was {name!r}")
     arch = int(name.removeprefix("sm_"))
     triton.runtime.driver.set_active(_Driver(arch))
     kernels.target_of = lambda device: ("cuda", arch)
