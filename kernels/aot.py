@@ -102,7 +102,7 @@ def cases(target: str, hidden: int = _HIDDEN, dtype: torch.dtype = torch.bfloat1
             yield Case(f"advance{size_of}", dream.advance_kernel, values, settings, True, tuned)
             state = dict.fromkeys(("inputs", "h_in", "c_in", "h_out", "c_out"), floats)
             sizes = {"inputs_size": latent + action}
-            rows, warps = lstm.tile_for(gpu.backend, gpu.arch, lstm.padded(hidden), dtype)
+            rows, warps = lstm.tile_for(gpu.backend, gpu.arch, lstm.padded_hidden(hidden), dtype)
             step = values | state | sizes | {"ROWS": rows}
             yield Case(
                 f"lstm step{size_of}", lstm.lstm_step_kernel, step, launch.Settings(rows, num_warps=warps), True, tuned

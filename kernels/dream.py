@@ -345,7 +345,6 @@ def rollout_kernel(
     base = tl.program_id(0).to(tl.int64) * ROWS
     dtype = gate_weights.dtype.element_ty
     scratch_rows = tl.num_programs(0).to(tl.int64) * ROWS
-    x_column = tl.arange(0, XP)[None, :]
     total = tl.zeros((ROWS,), dtype=tl.float32)
     length = tl.zeros((ROWS,), dtype=tl.int32)
     failed = tl.zeros((ROWS,), dtype=tl.int32)
@@ -371,8 +370,7 @@ def rollout_kernel(
         )  # fmt: skip
         at = row + step * record_rows.to(tl.int64)
         if RECORD:
-            is_action = (x_column >= latent) & (x_column < latent + actions) & (alive != 0)[:, None]
-            tl.store(record_actions + at[:, None] * actions + (x_column - latent), x, mask=is_action)
+            keep_actions(record_actions, x, row, step, alive, record_rows, latent, actions, XP)
         # c is read whole by the controller before a chunk of it is overwritten.
         tl.debug_barrier()
         h_low, h_high = load_halves(h_now + local[:, None] * HP, HP)
@@ -416,6 +414,15 @@ CLOCK_KEY_HIGH = tl.constexpr(4)
 
 
 @triton.jit
+def keep_actions(record_actions, x, row, step, living, record_rows, latent, actions, XP: tl.constexpr):
+    """Record the actions in x [ROWS, XP] = [z, a] of step ``step``, of the living."""
+    column = tl.arange(0, XP)[None, :]
+    at = row + step * record_rows.to(tl.int64)
+    is_action = (column >= latent) & (column < latent + actions) & (living != 0)[:, None]
+    tl.store(record_actions + at[:, None] * actions + (column - latent), x, mask=is_action)
+
+
+@triton.jit
 def act_ahead(
     h, c, z, local, row, living, step, x, acted, record_actions,
     layer_weights, layer_biases, last_weights, last_biases, squash, rows, record_rows, episodes,
@@ -432,9 +439,7 @@ def act_ahead(
     tl.store(x + (local[:, None] * XP + column), values.to(x.dtype.element_ty))
     tl.store(acted + row, sound)
     if RECORD:
-        at = row + step * record_rows.to(tl.int64)
-        is_action = (column >= latent) & (column < latent + actions) & (living != 0)[:, None]
-        tl.store(record_actions + at[:, None] * actions + (column - latent), values, mask=is_action)
+        keep_actions(record_actions, values, row, step, living, record_rows, latent, actions, XP)
 
 
 @triton.jit(do_not_specialize=VARYING)

@@ -64,7 +64,8 @@ def cell(i, f, g, o, c, EXACT: tl.constexpr):
     """h' and c' of the gates' sums and c, all of one shape, float32.
 
     c' = sigmoid(f) c + sigmoid(i) tanh(g) and h' = sigmoid(o) tanh(c') over one denominator each: five exponentials and
-    two divisions, where gate by gate it would be five of both, and a GPU makes few of them at a time.
+    two divisions, where gate by gate it would be five of both, and a GPU makes few of them at a time. A c beyond
+    2**46, to which a step adds one at most, may overflow.
     """
     one_and_i, one_and_f = 1.0 + power(i, -LOG2_E), 1.0 + power(f, -LOG2_E)
     from_g = power(g, -2.0 * LOG2_E)

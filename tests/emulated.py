@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import numpy as np
 import ptx
 import torch
 import triton
@@ -17,6 +18,9 @@ from wm_engine import kernels
 
 ORDER = ptx.Order()
 """How the launches that follow take their turns."""
+
+TALLIES: dict[str, tuple[ptx.Program, np.ndarray]] = {}
+"""Of the kernels that were launched, by their assembly: how many warps took each instruction."""
 
 _programs: dict[str, ptx.Program] = {}
 
@@ -56,7 +60,9 @@ def install(name: str) -> None:
             text = compiled.asm["ptx"]
             if text not in _programs:
                 _programs[text] = ptx.parse(text)
-            ptx.launch(_programs[text], grid, arguments, compiled.metadata.shared, ORDER)
+            program = _programs[text]
+            _, tally = TALLIES.setdefault(text, (program, np.zeros(len(program.code), np.int64)))
+            ptx.launch(program, grid, arguments, compiled.metadata.shared, ORDER, tally)
         return compiled
 
     triton.runtime.jit.JITFunction.run = run

@@ -60,6 +60,20 @@ def test_no_order_of_threads_changes_a_bit(form: str, mixture: str, monkeypatch:
             assert torch.equal(getattr(other, name), getattr(outputs[0], name))
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("mixture", ["shared", "per_dim"])
+def test_recording_changes_no_bit(form: str, mixture: str) -> None:
+    # Long dreams are not recorded: those are other kernels.
+    world = World(mixture, sizes=SIZES["odd"], squash="tanh", candidates=4)
+    shown, plain = (
+        dream(world, form, "bf16", episodes=5, max_steps=2, done="sample", seed=3, record=record)
+        for record in (True, False)
+    )
+    assert plain.z is None
+    for name in FIELDS[:2]:
+        assert torch.equal(getattr(plain, name), getattr(shown, name))
+
+
 FAULTS = [
     (r"^\s*bar\.sync.*$", "", {}, "a race"),
     (r"^\s*cp\.async\.wait_group.*$", "", {"late": True}, None),

@@ -149,6 +149,16 @@ def test_a_rollout_takes_at_most_8_kilobytes() -> None:
     assert launch.bytes_per_rollout(backend._model) <= 8 << 10
 
 
+@pytest.mark.parametrize("mixture", ["shared", "per_dim"])
+def test_a_temperature_near_zero_is_that_of_zero(mixture: str) -> None:
+    # Its inverse is infinite in float32, and of the largest logit would make 0 times infinity.
+    world = World(mixture)
+    plan = {"episodes": 2, "max_steps": 2, "done": "threshold"}
+    cold, zero = (dream(world, temperature=temperature, **plan) for temperature in (1e-39, 0.0))
+    for name in FIELDS:
+        assert torch.equal(getattr(cold, name), getattr(zero, name))
+
+
 @pytest.mark.skipif(EMULATED is not None, reason="an engine knows of no emulated GPU")
 def test_sizes_beyond_the_limits_are_refused_by_name() -> None:
     m, spec = MDNRNN(8, 2, 1025, 2), ControllerSpec(8, 1025, 2, squash="tanh")
