@@ -16,8 +16,13 @@ from triton.backends.compiler import GPUTarget
 
 from wm_engine import kernels
 
+TARGETS = ("sm_80", "sm_90", "sm_100")
+
 ORDER = ptx.Order()
 """How the launches that follow take their turns."""
+
+FENCE_COPIES = kernels.triton_release() >= (3, 7)
+"""Whether a product of what was copied asynchronously wants the ISA's fence, which older Tritons leave out."""
 
 TALLIES: dict[str, tuple[ptx.Program, np.ndarray]] = {}
 """Of the kernels that were launched, by their assembly: how many warps took each instruction."""
@@ -42,9 +47,9 @@ class _Driver:
 
 
 def install(name: str) -> None:
-    """From now on, kernels are compiled for "sm_80" or "sm_90", and run here."""
-    if name not in ("sm_80", "sm_90"):
-        raise ValueError(f"WM_ENGINE_EMULATE must be sm_80 or sm_90, but was {name!r}")
+    """From now on, kernels are compiled for a target of TARGETS, and run here."""
+    if name not in TARGETS:
+        raise ValueError(f"WM_ENGINE_EMULATE must be one of {', '.join(TARGETS)}, but was {name!r}")
     arch = int(name.removeprefix("sm_"))
     triton.runtime.driver.set_active(_Driver(arch))
     kernels.target_of = lambda device: ("cuda", arch)
@@ -56,13 +61,15 @@ def install(name: str) -> None:
             values = {name: value for name, value in options.items() if name in self.arg_names}
             bound = inspect.signature(self.fn).bind(*args, **values).arguments
             kinds = compiled.src.signature
-            arguments = [_argument(bound[name]) for name in self.arg_names if kinds[name] != "constexpr"]
+            arguments = [
+                _argument(bound[name]) for name in self.arg_names if kinds.get(name, "constexpr") != "constexpr"
+            ]
             text = compiled.asm["ptx"]
             if text not in _programs:
                 _programs[text] = ptx.parse(text)
             program = _programs[text]
             _, tally = TALLIES.setdefault(text, (program, np.zeros(len(program.code), np.int64)))
-            ptx.launch(program, grid, arguments, compiled.metadata.shared, ORDER, tally)
+            ptx.launch(program, grid, arguments, compiled.metadata.shared, ORDER, tally, FENCE_COPIES)
         return compiled
 
     triton.runtime.jit.JITFunction.run = run

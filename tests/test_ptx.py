@@ -2,47 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import ptx
 import pytest
-from ptx import SIDE_BY_SIDE, FaultError, Order, Pointer
+from assembly import ORDERS, canonical, halves, run, word
+from ptx import FaultError, Order
 from ptx.memory import SHARED_AT
-
-REGISTERS = ".reg .pred %p<20>; .reg .b16 %rs<20>; .reg .b32 %r<40>; .reg .b64 %rd<20>;"
-# %r0: the thread; %rd1: where its 4 bytes of the first tensor are, %r1 those of shared memory; %r2: the thread's number
-# among all.
-START = """
-    mov.u32 %r0, %tid.x; mov.u32 %r3, %ctaid.x; mov.u32 %r4, %ntid.x; mad.lo.s32 %r2, %r3, %r4, %r0;
-    ld.param.b64 %rd0, [k_param_0]; mad.wide.u32 %rd1, %r2, 4, %rd0;
-    shl.b32 %r1, %r0, 2; mov.b32 %r5, global_smem; add.s32 %r1, %r1, %r5;
-"""
-
-
-def run(
-    body: str,
-    out: Any,
-    threads: int = 64,
-    blocks: int = 1,
-    order: Order = SIDE_BY_SIDE,
-    others: Any = (),
-    shared: int = 1024,
-) -> Any:
-    """``out`` after a kernel of ``body``, which finds it as its first argument and ``others`` behind it."""
-    parameters = ", ".join(f".param .u64 .ptr .global .align 1 k_param_{n}" for n in range(1 + len(others)))
-    text = f".visible .entry k(\n{parameters}\n)\n.reqntid {threads}\n{{\n{REGISTERS}\n{START}\n{body}\nret;\n}}\n"
-    arrays = [np.ascontiguousarray(each).view(np.uint8).reshape(-1) for each in (out, *others)]
-    ptx.launch(ptx.parse(text), (blocks,), [Pointer(each) for each in arrays], shared, order)
-    return arrays[0].view(out.dtype)
-
-
-def word(value: float | int) -> int:
-    """A float's or an int's bits as an unsigned word."""
-    if isinstance(value, float):
-        return int(np.float32(value).view(np.uint32))
-    return value % (1 << 32)
-
 
 NAN = float("nan")
 
@@ -56,6 +20,7 @@ NAN = float("nan")
         ("mad.lo.s32", (7, -5, 4), -31),
         ("div.s32", (-7, 2), -3),
         ("rem.s32", (-7, 2), -1),
+        ("popc.b32", (0xF0000001,), 5),
         ("shl.b32", (1, 31), 1 << 31),
         ("shl.b32", (1, 32), 0),
         ("shr.u32", (1 << 31, 31), 1),
@@ -88,6 +53,8 @@ NAN = float("nan")
         ("cvt.rn.f32.s32", (-1,), -1.0),
         ("cvt.rn.bf16x2.f32", (1.0 + 2.0**-8, 1.0 + 3 * 2.0**-8), 0x3F803F82),
         ("cvt.rn.f16x2.f32", (1.0, -2.0), 0x3C00C000),
+        ("min.f32", (3.0, 1.0, 2.0), 1.0),
+        ("max.NaN.f32", (3.0, NAN, 2.0), NAN),
         ("max.bf16x2", (0x3F80C000, 0xBF804000), 0x3F804000),
     ],
 )
@@ -96,6 +63,24 @@ def test_operations(operation: str, operands: tuple[float, ...], result: float) 
     sources = ", ".join(f"%r{10 + at}" for at in range(len(operands)))
     out = run(f"{loads}\n{operation} %r20, {sources};\nst.global.b32 [%rd1], %r20;", np.zeros(64, np.uint32))
     assert set(out.tolist()) == {word(result)}
+
+
+def test_two_numbers_at_a_time() -> None:
+    body = f"""
+        mov.b32 %r10, {word(1.5)}; mov.b32 %r11, {word(-2.0)};
+        mov.b64 %rd10, {{%r10, %r11}}; mov.b64 %rd11, {{%r11, %r19}};
+        fma.rn.f32x2 %rd12, %rd10, %rd10, %rd10; mul.f32x2 %rd13, %rd12, %rd11;
+        mov.b64 {{%r12, %r13}}, %rd12; mov.b64 {{%r14, %r15}}, %rd13;
+        add.f32 %r16, %r12, %r13; add.f32 %r16, %r16, %r14; st.global.b32 [%rd1], %r16;"""  # nobody wrote %r19
+    assert set(run(body, np.zeros(64, np.float32)).tolist()) == {3.75 + 2.0 - 7.5}
+
+
+@pytest.mark.parametrize(("kind", "half"), [("f16", 0xC100), ("bf16", 0xC020)])  # -2.5
+def test_a_half_and_a_float(kind: str, half: int) -> None:
+    body = f"""
+        mov.b16 %rs0, {half}; mov.b32 %r10, {word(0.75)}; sub.rn.f32.{kind} %r11, %rs0, %r10;
+        fma.rn.f32.{kind} %r11, %rs0, %rs0, %r11; st.global.b32 [%rd1], %r11;"""
+    assert set(run(body, np.zeros(64, np.float32)).tolist()) == {6.25 - 3.25}
 
 
 def test_threads_that_part_at_a_branch_meet_again() -> None:
@@ -124,6 +109,11 @@ def test_lanes_pass_values_to_each_other() -> None:
     ):
         out = run(f"shfl.sync.{shuffle}; st.global.b32 [%rd1], %r10;", np.zeros(64, np.int32))
         assert out.tolist() == source.tolist()
+    # Of a NaN and a number the number, unless a NaN is asked for.
+    numbers = f"cvt.rn.f32.u32 %r10, %r0; setp.eq.s32 %p0, %r0, 33; selp.b32 %r10, {word(NAN)}, %r10, %p0;"
+    for reduction, result in (("max.f32", 63.0), ("min.f32", 32.0), ("max.NaN.f32", NAN)):
+        body = f"{numbers} redux.sync.{reduction} %r11, %r10, -1; st.global.b32 [%rd1], %r11;"
+        np.testing.assert_array_equal(run(body, np.zeros(64, np.float32))[32:], np.full(32, result))
     out = run("redux.sync.add.s32 %r10, %r0, -1; st.global.b32 [%rd1], %r10;", np.zeros(64, np.int32))
     assert out.tolist() == [sum(range(32))] * 32 + [sum(range(32, 64))] * 32
 
@@ -134,7 +124,6 @@ NEIGHBOUR = """
     add.s32 %r10, %r0, STEP; and.b32 %r10, %r10, 63; shl.b32 %r10, %r10, 2; add.s32 %r10, %r10, %r5;
     ld.shared.b32 %r11, [%r10]; st.global.b32 [%rd1], %r11;
 """
-ORDERS = [Order(), Order(warps=True), Order(late=True)]
 
 
 @pytest.mark.parametrize(
@@ -199,6 +188,10 @@ def test_blocks_may_not_meet_but_to_write_the_same() -> None:
         ("add.s32 %r10, %r11, %r0;", "%r11 is read before it is written"),
         ("frob.b32 %r10, %r0;", "does not know: frob"),
         ("fma.rn.f64 %rd10, %rd0, %rd0, %rd0;", "does not know: fma"),
+        ("add.f32 %r10, %r0, %r0, %r0;", "does not know: add"),
+        ("add.rz.f32 %r10, %r0, %r0;", "does not know: add"),
+        ("add.ftz.f32x2 %rd10, %rd0, %rd0;", "does not know: add"),
+        ("redux.sync.add.f32 %r10, %r0, -1;", "does not know: redux"),
         ("mul.hi.u64 %rd10, %rd0, %rd0;", "does not know: mul"),
         ("cvt.rp.f32.f64 %r10, %rd0;", "a form that this machine does not know: cvt.rp"),
         ("setp.lt.s32 %p0, %r0, 40; @%p0 bar.sync 0;", "a barrier that not all reach"),
@@ -208,6 +201,16 @@ def test_blocks_may_not_meet_but_to_write_the_same() -> None:
 def test_faults_are_named(body: str, message: str) -> None:
     with pytest.raises(FaultError, match=message):
         run(body, np.zeros(64, np.int32))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_who_took_no_guarded_load_may_hand_on_what_its_register_holds(order: Order) -> None:
+    # As in a reduction's last step: all warps shuffle, and the first one's result counts.
+    body = """
+        st.shared.b32 [%r1], %r0; bar.sync 0; setp.lt.s32 %p0, %r0, 32; @%p0 ld.shared.b32 %r10, [%r1];
+        shfl.sync.bfly.b32 %r11, %r10, 1, 31, -1; @%p0 st.global.b32 [%rd1], %r11;"""
+    out = run(body, np.zeros(64, np.int32), order=order)
+    assert out.tolist() == [n ^ 1 for n in range(32)] + [0] * 32
 
 
 def test_a_copy_is_there_once_it_was_waited_for() -> None:
@@ -301,47 +304,7 @@ def test_small_matrices_are_loaded_and_stored(count: int, transposed: bool) -> N
     assert out.tolist() == written.tolist()
 
 
-def digits(index: np.ndarray, shape: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray:
-    """CuTe's shape:strides of an index, the first digit the fastest."""
-    out = np.zeros_like(index)
-    for size, stride in zip(shape, strides, strict=True):
-        out, index = out + index % size * stride, index // size
-    return out
-
-
-def canonical(rows: int, swizzle: int, by_depth: bool, start: int) -> tuple[np.ndarray, int]:
-    """Where a matrix [rows, 16] of 16-bit elements lies in shared memory, bytes, and its descriptor.
-
-    The ISA's table of canonical layouts, T = 8, and its matrix descriptor format.
-    by_depth : K-major, in place of M- or N-major
-    """
-    T, chunks, m = 8, max(1, swizzle // 16), rows // 8
-    row, k = np.arange(rows)[:, None], np.arange(16)[None]
-    if by_depth:
-        SBO, LBO = 8 * chunks * T, rows * T
-        place = digits(row, (8, m), (chunks * T, SBO)) + digits(k, (T, 2), (1, T if swizzle else LBO))
-    elif swizzle:
-        SBO, LBO = 8 * chunks * T, 2 * 8 * chunks * T
-        place = digits(row, (T, chunks, m // chunks), (1, T, LBO)) + digits(k, (8, 2), (chunks * T, SBO))
-    else:
-        SBO, LBO = 8 * T, rows * T
-        place = digits(row, (T, 1, m), (1, T, SBO)) + digits(k, (8, 2), (T, LBO))
-    mode = {0: 0, 128: 1, 64: 2, 32: 3}[swizzle]
-    place = start + 2 * place
-    # Swizzle<B, 4, 3>: B bits from the seventh on are added, without a carry, to those from the fourth on.
-    for bit in range({0: 0, 32: 1, 64: 2, 128: 3}[swizzle]):
-        place = place ^ (((place >> (7 + bit)) & 1) << (4 + bit))
-    return place, start >> 4 | 2 * LBO >> 4 << 16 | 2 * SBO >> 4 << 32 | mode << 62
-
-
 COLUMNS, HALF = 128, 16384  # of B; bytes of shared memory for A, and for B behind it
-
-
-def halves(values: np.ndarray, kind: str) -> np.ndarray:
-    """Small whole numbers as the bits of "bf16" or "f16", uint16."""
-    if kind == "f16":
-        return values.astype(np.float16).view(np.uint16)
-    return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
 
 
 def warpgroup_product(
@@ -404,6 +367,25 @@ def test_a_warpgroups_matrix_product(swizzle: int, left: str, right: str) -> Non
     for kind, order in (("bf16", Order()), ("f16", Order(late=True)), ("f16", Order(warps=True))):
         got, want = warpgroup_product(swizzle, left, right, kind, order)
         assert got.tolist() == want.tolist()
+
+
+@pytest.mark.parametrize("fence_copies", [True, False])
+def test_a_matrix_product_of_what_was_copied_needs_a_fence_by_the_rules_of_the_isa(fence_copies: bool) -> None:
+    descriptor = SHARED_AT >> 4 | 128 >> 4 << 16 | 256 >> 4 << 32
+    body = f"""
+        ld.param.b64 %rd2, [k_param_1]; mad.wide.u32 %rd2, %r0, 16, %rd2; shl.b32 %r10, %r0, 4; add.s32 %r10, %r10, %r5;
+        cp.async.cg.shared.global [%r10], [%rd2], 16;
+        cp.async.wait_all; bar.sync 0; mov.b64 %rd4, {descriptor}; setp.lt.s32 %p0, %r0, 0;
+        wgmma.fence.sync.aligned;
+        wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {{%f0,%f1,%f2,%f3}}, %rd4, %rd4, %p0, 1, 1, 0, 0;
+        wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0; st.global.b32 [%rd1], %f0;"""
+    ones = np.full(1024, 0x3F80, np.uint16)  # bfloat16
+    if fence_copies:
+        with pytest.raises(FaultError, match="written without a fence"):
+            run(body, np.zeros(128, np.float32), threads=128, others=[ones], shared=2048)
+    else:
+        out = run(body, np.zeros(128, np.float32), threads=128, others=[ones], shared=2048, fence_copies=False)
+        assert out.tolist() == [16.0] * 128
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -1,5 +1,5 @@
 """PTX, the assembly of NVIDIA's GPUs, run on the CPU: so that what Triton's compiler made of a kernel is checked where
-there is no GPU. The instructions are those that it makes for sm_80 and sm_90; others are a :class:`FaultError`.
+there is no GPU. The instructions are those that it makes for sm_80, sm_90 and sm_100; others are a :class:`FaultError`.
 
 All threads of a block take an instruction together, as NumPy arrays of one value a thread; where a branch parts them,
 those that are furthest behind go first. A block follows another. Beside the numbers, a fault is
@@ -15,7 +15,7 @@ here, but for the order of sums), caches, and time.
 
 The rooms, each of which imports only those before it:
 
-    basics -> program, memory -> block -> form -> operations, lanes, access, matrices -> machine
+    basics -> program, memory -> block -> form -> operations, lanes, access, matrices -> tensor -> machine
 
 Source: NVIDIA, Parallel Thread Execution ISA ("the ISA" from here on), whose chapters each room names.
 """

@@ -27,6 +27,7 @@ class Form:
         self.instruction, self.threads, self._slots = instruction, threads, slots
         self.words, self.operands = instruction.words, instruction.operands
         self.flush = "ftz" in self.words
+        self._written: list[tuple[int, np.dtype[Any]]] = []
 
     def refusal(self) -> FaultError:
         return FaultError(f"a form that this machine does not know: {self.instruction.text}")
@@ -69,6 +70,19 @@ class Form:
         source, count = self.source(operand, kind), self.threads
         return lambda block: spread(source(block), count)
 
+    def part(self, operand: Any, kind: str) -> Source:
+        """As ``whole`` for a part of a wider value: what nobody ever wrote may be there, if nobody looks at it."""
+        source = self.whole(operand, kind)
+        if not isinstance(operand, Register):
+            return source
+        slot, own = self._slot(operand), np.dtype(KINDS[operand.kind])
+
+        def found(block: Block) -> Array:
+            self._touch(block, slot, own)
+            return source(block)
+
+        return found
+
     def target(self, operand: Any) -> Target:
         """What writes values, [threads] or [1], to a register, for the threads of a mask."""
         if operand == "_":
@@ -76,6 +90,7 @@ class Form:
         if not isinstance(operand, Register):
             raise self.refusal()
         slot, own, count = self._slot(operand), np.dtype(KINDS[operand.kind]), self.threads
+        self._written.append((slot, own))
 
         def put(block: Block, value: Array, mask: Mask) -> None:
             if value.dtype != own:
@@ -83,12 +98,15 @@ class Form:
             if mask is None:
                 block.registers[slot] = spread(value, count)
             else:
-                old = block.registers[slot]
-                # Threads that never wrote it hold what nobody should miss.
-                old = np.full(count, -1).astype(own) if old is None else old
-                block.registers[slot] = np.where(mask, value, old)
+                self._touch(block, slot, own)
+                block.registers[slot] = np.where(mask, value, block.registers[slot])
 
         return put
+
+    def _touch(self, block: Block, slot: int, own: np.dtype[Any]) -> None:
+        """Threads that never wrote a register hold in it what nobody should miss."""
+        if block.registers[slot] is None:
+            block.registers[slot] = np.full(self.threads, -1).astype(own)
 
     def _slot(self, register: Register) -> int:
         return self._slots.setdefault(register, len(self._slots))
@@ -104,6 +122,8 @@ class Form:
     def mapped(self, function: Callable[..., Array], kind: str, kinds: Sequence[str] = ()) -> Run:
         """The first operand is a function of the others, each of type ``kind``, or of ``kinds``."""
         kinds = kinds or [kind] * (len(self.operands) - 1)
+        if isinstance(function, np.ufunc) and function.nin != len(kinds):
+            raise self.refusal()
         sources = [self.source(operand, each) for operand, each in zip(self.operands[1:], kinds, strict=True)]
         put = self.target(self.operands[0])
 
@@ -124,7 +144,8 @@ class Form:
         return source if wanted else lambda block: ~source(block)
 
     def guarded(self, run: Run) -> Run:
-        """The same for those threads only, and nothing where there are none."""
+        """The same for those threads only. Where there are none, its registers count as written even so: warps without
+        a part in a reduction's last step go on with what they hold."""
         if self.instruction.guard is None:
             return run
         condition = self.condition()
@@ -133,6 +154,9 @@ class Form:
             taking = condition(block) if mask is None else condition(block) & mask
             if taking.any():
                 run(block, taking)
+            else:
+                for slot, own in self._written:
+                    self._touch(block, slot, own)
 
         return guarded
 

@@ -46,10 +46,15 @@ def _shuffle(form: Form) -> Run:
 
 
 _REDUCE = {"add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or}
+_REDUCE_FLOAT = {("min", "f32"): np.fmin, ("max", "f32"): np.fmax, ("min", "NaN", "f32"): np.minimum,
+                 ("max", "NaN", "f32"): np.maximum}  # fmt: skip
 
 
 def _reduce(form: Form) -> Run:
-    function, kind = _REDUCE[form.words[2]], form.words[-1]
+    word, kind = form.words[2], form.words[-1]
+    function = _REDUCE_FLOAT.get(form.words[2:]) if kind == "f32" else _REDUCE.get(word)
+    if function is None or form.words[1] != "sync":
+        raise form.refusal()
     source, put = form.whole(form.operands[1], kind), form.target(form.operands[0])
 
     def run(block: Block, mask: Mask) -> None:

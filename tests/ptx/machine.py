@@ -21,8 +21,9 @@ from .matrices import MATRICES
 from .memory import GLOBAL_AT, Memory, Pointer
 from .operations import OPERATIONS
 from .program import Instruction, Program, Register
+from .tensor import TENSOR
 
-_INSTRUCTIONS = OPERATIONS | LANES | ACCESS | MATRICES
+_INSTRUCTIONS = OPERATIONS | LANES | ACCESS | MATRICES | TENSOR
 _SHADOW_STEP = 2  # bytes of global memory that are watched as one; two bytes are the least that the kernels store
 
 Threads = dict[int, Array]
@@ -61,17 +62,19 @@ def launch(
     shared: int,
     order: Order = SIDE_BY_SIDE,
     tally: Array | None = None,
+    fence_copies: bool = True,
 ) -> None:
     """Run a kernel on ``arguments``, pointers or numbers, with ``shared`` bytes of shared memory.
 
     tally : int64 [instructions], to which the warps that take each are added
+    fence_copies : see :class:`~.block.Launch`
     """
     memory, numbers, places = _placed(arguments)
     grid = (*grid, *(1,) * (3 - len(grid)))
     # Behind the caller's arguments, scratch that no kernel uses.
     parameters = {name: 0 for name, _ in program.parameters}
     parameters.update(zip(parameters, numbers, strict=False))
-    shares = Launch(grid, parameters, memory, shared, order)
+    shares = Launch(grid, parameters, memory, shared, order, fence_copies)
     steps, slots = _compiled(program)
     blocks = [(x, y, z) for z in range(grid[2]) for y in range(grid[1]) for x in range(grid[0])]
     if order.blocks_backwards:
@@ -131,6 +134,7 @@ def _run(program: Program, steps: Sequence[_Step], block: Block, tally: Array | 
             raise FaultError(f"threads wait at different barriers: {sorted(places)}")
         at = [{place + 1: mask for place, mask in each.items()} for each in waiting]
         block.now.epoch += 1
+    block.end()
 
 
 def _to_the_barrier(

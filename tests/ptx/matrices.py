@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import numpy as np
 from .basics import WARP, Array, FaultError, from_halves, from_words
 from .block import Block
 from .form import Form, Mask, Run, Source
+from .memory import Memory, Moment
 
 _GROUP = 128  # threads of a warpgroup
 _ROW, _QUAD = np.arange(WARP) // 4, np.arange(WARP) % 4
@@ -161,6 +163,7 @@ def _warpgroup_product(form: Form, columns: int, kind: str) -> Run:
         A_held = _gather(block, A_words) if in_registers else None
         *A_at, B_at = (place(block) for place in places)
         adds = scaled(block) if mask is None else scaled(block) & mask
+        shared = block.memory["shared"]
 
         def multiply() -> None:
             # Where nothing is added to them, the sums may be registers that were never written.
@@ -175,8 +178,9 @@ def _warpgroup_product(form: Form, columns: int, kind: str) -> Run:
                 else:
                     rows = (16 * (team % 4)[:, None] + np.arange(16)).reshape(-1)
                     own = np.repeat(readers, 16)[:, None]
-                    A = _fetched(block, A_at[0][lanes], rows, A_by_rows, own, kind).reshape(-1, 16, 16)
-                B = _fetched(block, B_at[lanes], np.arange(columns), B_by_columns, readers[None], kind)
+                    A = fetched(shared, _one(A_at[0][lanes]), rows, A_by_rows, own, kind, block.now)
+                    A = A.reshape(-1, 16, 16)
+                B = fetched(shared, _one(B_at[lanes]), np.arange(columns), B_by_columns, readers[None], kind, block.now)
                 new[:, lanes] = (base[:, lanes] + _spread(A @ B.T)).astype(np.float32)
             for part, put in enumerate(puts):
                 put(block, new[part], mask)
@@ -195,21 +199,52 @@ def _teams(warps: Array) -> list[Array]:
     return [team for group in groups for team in ([group] if warps[group].all() else group[warps[group], None])]
 
 
-def _fetched(block: Block, descriptors: Array, rows: Array, by_rows: bool, readers: Array, kind: str) -> Array:
-    """Rows of a matrix, float64 [rows, 16], in shared memory, as a warpgroup's descriptor has it.
-
-    descriptors : uint64 [threads], start, leading and stride in units of 16 bytes, and the swizzle
-    by_rows : whether the 16 of a row (the depth of the product) lie side by side
-    readers : the first thread of each warp that reads a row, [rows or 1, W]
-    """
+def _one(descriptors: Array) -> Descriptor:
+    """What all threads of a warpgroup give, uint64 [threads]."""
     if (descriptors != descriptors[0]).any():
         raise FaultError("the threads of a warpgroup give different descriptors")
-    word = int(descriptors[0])
-    start, leading, stride = ((word >> at & 0x3FFF) << 4 for at in (0, 16, 32))
-    swizzle = (0, 128, 64, 32)[word >> 62]
-    if word >> 49 & 7:
-        raise FaultError("a descriptor with a base offset")
+    return Descriptor.hopper(int(descriptors[0]))
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """Where a matrix lies in shared memory: its start, leading and stride, and its swizzle or 0, all in bytes."""
+
+    start: int
+    leading: int
+    stride: int
+    swizzle: int
+
+    @classmethod
+    def hopper(cls, word: int) -> Descriptor:
+        """Of 64 bits as wgmma reads them."""
+        return cls._of(word, word >> 62, (0, 128, 64, 32))
+
+    @classmethod
+    def blackwell(cls, word: int) -> Descriptor:
+        """Of 64 bits as tcgen05 reads them."""
+        if word >> 46 & 7 != 1 or word >> 52 & 1:
+            raise FaultError(f"a descriptor that this machine does not know: {word:#x}")
+        return cls._of(word, word >> 61, (0, None, 128, None, 64, None, 32, None))
+
+    @classmethod
+    def _of(cls, word: int, mode: int, swizzles: Sequence[int | None]) -> Descriptor:
+        swizzle = swizzles[mode]
+        if word >> 49 & 7 or swizzle is None:
+            raise FaultError(f"a descriptor's base offset, or a swizzle that this machine does not know: {word:#x}")
+        return cls(*((word >> at & 0x3FFF) << 4 for at in (0, 16, 32)), swizzle)
+
+
+def fetched(
+    shared: Memory, place: Descriptor, rows: Array, by_rows: bool, readers: Array, kind: str, now: Moment
+) -> Array:
+    """Rows of a matrix, float64 [rows, 16], as a descriptor has it in shared memory.
+
+    by_rows : whether the elements of a row (the depth of the product) lie side by side
+    readers : the first thread of each warp that reads a row, [rows or 1, W]
+    """
     row, k = rows[:, None], np.arange(16)[None, :]
+    swizzle, leading, stride = place.swizzle, place.leading, place.stride
     if by_rows:
         if swizzle:
             offset = row % 8 * swizzle + row // 8 * stride + 2 * k
@@ -220,10 +255,10 @@ def _fetched(block: Block, descriptors: Array, rows: Array, by_rows: bool, reade
         offset = row % wide * 2 + row // wide * leading + k % 8 * swizzle + k // 8 * stride
     else:
         offset = row % 8 * 2 + row // 8 * stride + k % 8 * 16 + k // 8 * leading
-    address = start + offset
+    address = place.start + offset
     if swizzle:  # chunks of 16 bytes change places by the row of 128 bytes that they are in
         address = address ^ ((address >> 7 & (swizzle // 16 - 1)) << 4)
-    return from_halves(block.memory["shared"].fetch(address, readers, block.now), kind)
+    return from_halves(shared.fetch(address, readers, now), kind)
 
 
 MATRICES: dict[str, Callable[[Form], Run]] = {

@@ -8,7 +8,7 @@ Instructions", "Comparison and Selection Instructions", "Logic and Shift Instruc
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 
@@ -16,28 +16,46 @@ from .basics import TYPES, Array, from_bfloat16, to_bfloat16
 from .block import Block
 from .form import Form, Mask, Run
 
+_PLAIN = {"rn", "approx", "full", "ftz", "lo", "NaN"}  # of words between a name and a type: what all here do, or may
 _FLOATS = ("f16", "f32", "f64")
 
 
 def _elementwise(function: Callable[..., Array], form: Form) -> Run:
     """A function of operands whose type is the instruction's last word."""
+    if set(form.words[1:-1]) - _PLAIN:
+        return _mixed(function, form)
     kind, _, two = form.words[-1].partition("x")
-    if kind not in ("bf16", "f16"):
+    if not two and kind != "bf16":
         return form.mapped(function, kind)
+    if form.flush:
+        raise form.refusal()
 
-    def by_halves(*values: Array) -> Array:
-        halves = [np.ascontiguousarray(value).view(np.uint16) for value in np.broadcast_arrays(*values)]
-        if kind == "f16":
-            return function(*(half.view(np.float16) for half in halves)).view(values[0].dtype)
-        return to_bfloat16(function(*map(from_bfloat16, halves))).view(values[0].dtype)
+    def by_parts(*values: Array) -> Array:
+        parts = [np.ascontiguousarray(value).view(TYPES[kind]) for value in np.broadcast_arrays(*values)]
+        result = to_bfloat16(function(*map(from_bfloat16, parts))) if kind == "bf16" else function(*parts)
+        return result.view(values[0].dtype)
 
-    return form.mapped(by_halves, "b32" if two else "b16")
+    return form.mapped(by_parts, f"b{8 * np.dtype(TYPES[kind]).itemsize * (2 if two else 1)}")
+
+
+def _mixed(function: Callable[..., Array], form: Form) -> Run:
+    """A function of float32 whose operands but the last are halves."""
+    kind = form.words[-1]
+    if form.words[1:-1] not in (("f32",), ("rn", "f32")) or kind not in ("f16", "bf16"):
+        raise form.refusal()
+
+    def of_wide(*values: Array) -> Array:
+        wide = from_bfloat16 if kind == "bf16" else (lambda x: x.astype(np.float32))
+        return function(*map(wide, values[:-1]), values[-1])
+
+    return form.mapped(of_wide, "f32", [kind] * (len(form.operands) - 2) + ["f32"])
 
 
 def _min_max(form: Form) -> Run:
-    """Of a number and a NaN the number, or with .NaN the NaN."""
+    """Of two or three. Of a number and a NaN the number, or with .NaN the NaN."""
     passing, ignoring = {"min": (np.minimum, np.fmin), "max": (np.maximum, np.fmax)}[form.words[0]]
-    return _elementwise(passing if "NaN" in form.words else ignoring, form)
+    chosen = passing if "NaN" in form.words else ignoring
+    return _elementwise(lambda *values: reduce(chosen, values), form)
 
 
 def _quotient(a: Array, b: Array) -> Array:
@@ -123,6 +141,10 @@ def _permute(a: Array, b: Array, choice: Array) -> Array:
         byte = np.where(chosen & 8, np.where(byte & np.uint64(128), 255, 0), byte)
         out |= byte.astype(np.uint32) << np.uint32(8 * place)
     return out
+
+
+def _count_bits(a: Array) -> Array:
+    return np.unpackbits(np.ascontiguousarray(a).view(np.uint8).reshape(len(a), -1), axis=1).sum(1, dtype=np.uint32)
 
 
 def _select(form: Form) -> Run:
@@ -223,7 +245,7 @@ def _join(form: Form) -> Run:
     into, source = form.operands
     kind = form.words[-1]
     width = 8 * np.dtype(TYPES[kind]).itemsize // len(source)
-    pieces, put = [form.whole(each, f"b{width}") for each in source], form.target(into)
+    pieces, put = [form.part(each, f"b{width}") for each in source], form.target(into)
 
     def run(block: Block, mask: Mask) -> None:
         put(block, np.stack([piece(block) for piece in pieces], axis=1).view(TYPES[kind]).reshape(-1), mask)
@@ -236,7 +258,7 @@ _ELEMENTWISE: dict[str, Callable[..., Array]] = {
     "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "not": np.invert,
     "sqrt": np.sqrt, "ex2": np.exp2, "lg2": np.log2, "rcp": lambda a: np.float32(1) / a,
     "rsqrt": lambda a: (1 / np.sqrt(a.astype(np.float64))).astype(np.float32),
-    "rem": lambda a, b: a - _quotient(a, b) * b, "prmt": _permute,
+    "rem": lambda a, b: a - _quotient(a, b) * b, "prmt": _permute, "popc": _count_bits,
 }  # fmt: skip
 
 OPERATIONS: dict[str, Callable[[Form], Run]] = {

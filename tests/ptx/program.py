@@ -70,6 +70,9 @@ class Program:
 KINDS = {"p": np.bool_, "rs": np.uint16, "r": np.uint32, "rd": np.uint64, "f": np.uint32, "fd": np.uint64}
 """What a register of each kind holds: bits, which an instruction takes as its type."""
 
+# Other words for the block's own memory, and for a barrier, which need not have all of a warp at once.
+_SAME = {"shared::cta": "shared", "barrier.sync": "bar.sync"}
+_SCOPED, _SCOPED_FROM = {"pred": "p", "b16": "rs", "b32": "r", "b64": "rd", "f32": "f"}, 1_000_000
 _REGISTER = re.compile(r"%(p|rs|rd|r|fd|f)(\d+)$")
 _FLOAT = re.compile(r"0[fF][0-9a-fA-F]{8}$|0[dD][0-9a-fA-F]{16}$")
 _INTEGER = re.compile(r"-?(0x[0-9a-fA-F]+|\d+)U?$")
@@ -79,7 +82,7 @@ _OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+")
 def parse(ptx: str) -> Program:
     """The only kernel of a module."""
     head, _, body = ptx.partition("\n{")
-    body = body.partition("\n}")[0]
+    body = _without_scopes(body).partition("\n}")[0]
     parameters = [(name, kind) for kind, name in re.findall(r"\.param \.(\w+)[^,)]*?(\w+_param_\d+)", head)]
     threads = re.search(r"\.(?:reqntid|maxntid) (\d+)", head)
     if threads is None:
@@ -100,6 +103,24 @@ def parse(ptx: str) -> Program:
     return Program(code, labels, parameters, int(threads.group(1)))
 
 
+def _without_scopes(body: str) -> str:
+    """A kernel whose inner scopes are gone, and what they declare has names of its own."""
+    number = 0
+
+    def renamed(found: re.Match[str]) -> str:
+        nonlocal number
+        text = found.group(1)
+        for kind, name in re.findall(r"\.reg \.(\w+) (\w+);", text):
+            number += 1
+            text = re.sub(rf"(?<![\w%$.]){name}\b", f"%{_SCOPED[kind]}{_SCOPED_FROM + number}", text)
+        for name in re.findall(r"^\s*(\w+):", text, flags=re.MULTILINE):
+            number += 1
+            text = re.sub(rf"(?<![\w%$.]){name}\b", f"{name}.{number}", text)
+        return text
+
+    return re.sub(r"^\{\n(.*?)^\}", renamed, body, flags=re.MULTILINE | re.DOTALL)
+
+
 def _instruction(text: str, source: str) -> Instruction:
     guard, rest = None, text
     if text.startswith("@"):
@@ -107,6 +128,8 @@ def _instruction(text: str, source: str) -> Instruction:
         guard = (_operand(name.lstrip("!")), not name.startswith("!"))
     name, _, rest = rest.replace("\t", " ").partition(" ")
     operands = tuple(map(_operand, _OPERAND.findall(rest)))
+    for other, usual in _SAME.items():
+        name = name.replace(other, usual)
     return Instruction(text, source, guard, tuple(name.split(".")), operands)
 
 
@@ -116,6 +139,8 @@ def _operand(text: str) -> Any:
     if text.startswith("["):
         base, _, offset = text[1:-1].replace(" ", "").partition("+")
         return Address(_operand(base), int(offset or "0", 0))
+    if "|" in text:
+        return tuple(map(_operand, text.split("|")))
     known = _REGISTER.match(text)
     if known:
         return Register(known.group(1), int(known.group(2)))
