@@ -10,8 +10,12 @@ import torch
 import triton
 from torch import Tensor
 
-from . import MOST, dream, interpreted
+from . import MOST, dream, interpreted, triton_release
 from .lstm import pack_gates, padded, padded_hidden
+
+FENCES_COPIES_SINCE = (3, 7)
+"""The version of Triton from which on it shows warpgroups' products what was copied asynchronously (fence.proxy.async,
+which NVIDIA's instruction set asks for)."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,12 @@ def default_settings(backend: str, arch: int | str, hidden: int, dtype: torch.dt
             # Beyond 512 columns the tile of h does not fit in tensor memory, which fewer than 64 rows do not go to.
             return replace(by_parts, rows=64 if size <= 512 else 32, units=16 if size <= 256 else 8)
         if int(arch) >= 90:
+            # With one stage weights come in through registers, and those every Triton shows to the products.
+            stages = 2 if triton_release() >= FENCES_COPIES_SINCE else 1
             if size <= 256:
-                return Settings(rows=64, units=8, dims=16, dot="tf32x3")
+                return Settings(rows=64, units=8, dims=16, num_stages=stages, dot="tf32x3")
             if size <= 512:
-                return Settings(rows=128, units=8, dims=16, depth=64, num_warps=8, dot="tf32x3")
+                return Settings(rows=128, units=8, dims=16, depth=64, num_warps=8, num_stages=stages, dot="tf32x3")
             return replace(by_parts, rows=64, units=8, num_warps=4)
         return Settings(rows=32, dims=16, dot="tf32x3") if size <= 256 else replace(by_parts, rows=32, units=8)
     if backend == "hip":

@@ -28,13 +28,12 @@ def run(
     order: Order = SIDE_BY_SIDE,
     others: Any = (),
     shared: int = 1024,
-    **rules: Any,
 ) -> Any:
     """``out`` after a kernel of ``body``, which finds it as its first argument and ``others`` behind it."""
     parameters = ", ".join(f".param .u64 .ptr .global .align 1 k_param_{n}" for n in range(1 + len(others)))
     text = f".visible .entry k(\n{parameters}\n)\n.reqntid {threads}\n{{\n{REGISTERS}\n{START}\n{body}\nret;\n}}\n"
     arrays = [np.ascontiguousarray(each).view(np.uint8).reshape(-1) for each in (out, *others)]
-    ptx.launch(ptx.parse(text), (blocks,), [Pointer(each) for each in arrays], shared, order, **rules)
+    ptx.launch(ptx.parse(text), (blocks,), [Pointer(each) for each in arrays], shared, order)
     return arrays[0].view(out.dtype)
 
 

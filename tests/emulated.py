@@ -21,9 +21,6 @@ TARGETS = ("sm_80", "sm_90", "sm_100")
 ORDER = ptx.Order()
 """How the launches that follow take their turns."""
 
-FENCE_COPIES = kernels.triton_release() >= (3, 7)
-"""Whether a product of what was copied asynchronously wants the ISA's fence, which older Tritons leave out."""
-
 TALLIES: dict[str, tuple[ptx.Program, np.ndarray]] = {}
 """Of the kernels that were launched, by their assembly: how many warps took each instruction."""
 
@@ -69,7 +66,7 @@ def install(name: str) -> None:
                 _programs[text] = ptx.parse(text)
             program = _programs[text]
             _, tally = TALLIES.setdefault(text, (program, np.zeros(len(program.code), np.int64)))
-            ptx.launch(program, grid, arguments, compiled.metadata.shared, ORDER, tally, FENCE_COPIES)
+            ptx.launch(program, grid, arguments, compiled.metadata.shared, ORDER, tally)
         return compiled
 
     triton.runtime.jit.JITFunction.run = run

@@ -369,23 +369,21 @@ def test_a_warpgroups_matrix_product(swizzle: int, left: str, right: str) -> Non
         assert got.tolist() == want.tolist()
 
 
-@pytest.mark.parametrize("fence_copies", [True, False])
-def test_a_matrix_product_of_what_was_copied_needs_a_fence_by_the_rules_of_the_isa(fence_copies: bool) -> None:
+def test_a_matrix_product_of_what_was_copied_needs_a_fence_too() -> None:
     descriptor = SHARED_AT >> 4 | 128 >> 4 << 16 | 256 >> 4 << 32
     body = f"""
         ld.param.b64 %rd2, [k_param_1]; mad.wide.u32 %rd2, %r0, 16, %rd2; shl.b32 %r10, %r0, 4; add.s32 %r10, %r10, %r5;
         cp.async.cg.shared.global [%r10], [%rd2], 16;
-        cp.async.wait_all; bar.sync 0; mov.b64 %rd4, {descriptor}; setp.lt.s32 %p0, %r0, 0;
+        cp.async.wait_all; FENCE bar.sync 0; mov.b64 %rd4, {descriptor}; setp.lt.s32 %p0, %r0, 0;
         wgmma.fence.sync.aligned;
         wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {{%f0,%f1,%f2,%f3}}, %rd4, %rd4, %p0, 1, 1, 0, 0;
         wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0; st.global.b32 [%rd1], %f0;"""
     ones = np.full(1024, 0x3F80, np.uint16)  # bfloat16
-    if fence_copies:
-        with pytest.raises(FaultError, match="written without a fence"):
-            run(body, np.zeros(128, np.float32), threads=128, others=[ones], shared=2048)
-    else:
-        out = run(body, np.zeros(128, np.float32), threads=128, others=[ones], shared=2048, fence_copies=False)
-        assert out.tolist() == [16.0] * 128
+    with pytest.raises(FaultError, match="written without a fence"):
+        run(body.replace("FENCE", ""), np.zeros(128, np.float32), threads=128, others=[ones], shared=2048)
+    fenced = body.replace("FENCE", "fence.proxy.async.shared::cta;")
+    out = run(fenced, np.zeros(128, np.float32), threads=128, others=[ones], shared=2048)
+    assert out.tolist() == [16.0] * 128
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -107,7 +107,7 @@ def _copy(form: Form) -> Run:
             data = np.zeros((count, size), np.uint8)
             if len(read):
                 data[read] = block.memory["global"].load(start[read], size, block.thread[read], block.now)
-            block.memory["shared"].store(to[there], data[there], block.thread[there], block.now, not block.fence_copies)
+            block.memory["shared"].store(to[there], data[there], block.thread[there], block.now)
 
         if block.order.late:
             block.copies.current.append(copy)

@@ -82,7 +82,6 @@ class Launch:
     parameters : of each of the kernel's, its bits
     memory : global memory
     shared : bytes of shared memory
-    fence_copies : whether what asynchronous copies wrote wants a fence before a matrix instruction reads it
     """
 
     grid: Sequence[int]
@@ -90,7 +89,6 @@ class Launch:
     memory: Memory
     shared: int
     order: Order
-    fence_copies: bool = True
 
 
 class Block:
@@ -105,7 +103,6 @@ class Block:
 
     def __init__(self, launch: Launch, place: tuple[int, int, int], index: int, threads: int, slots: int) -> None:
         self.index, self.order, self.parameters = index, launch.order, launch.parameters
-        self.fence_copies = launch.fence_copies
         self.memory = {"global": launch.memory, "shared": Memory("shared", SHARED_AT, launch.shared, 1)}
         self.memory["shared"].bytes[:] = 0xFF  # NaN in every format
         self.registers: list[Array | None] = [None] * slots

@@ -62,19 +62,17 @@ def launch(
     shared: int,
     order: Order = SIDE_BY_SIDE,
     tally: Array | None = None,
-    fence_copies: bool = True,
 ) -> None:
     """Run a kernel on ``arguments``, pointers or numbers, with ``shared`` bytes of shared memory.
 
     tally : int64 [instructions], to which the warps that take each are added
-    fence_copies : see :class:`~.block.Launch`
     """
     memory, numbers, places = _placed(arguments)
     grid = (*grid, *(1,) * (3 - len(grid)))
     # Behind the caller's arguments, scratch that no kernel uses.
     parameters = {name: 0 for name, _ in program.parameters}
     parameters.update(zip(parameters, numbers, strict=False))
-    shares = Launch(grid, parameters, memory, shared, order, fence_copies)
+    shares = Launch(grid, parameters, memory, shared, order)
     steps, slots = _compiled(program)
     blocks = [(x, y, z) for z in range(grid[2]) for y in range(grid[1]) for x in range(grid[0])]
     if order.blocks_backwards:

@@ -67,11 +67,8 @@ class Memory:
         self._visit(cells, thread, now)
         return self._wide(size)[place].view(np.uint8).reshape(-1, size)
 
-    def store(self, address: Array, value: Array, thread: Array, now: Moment, fenced: bool = False) -> None:
-        """Write the bytes uint8 [N, size] from each address int64 [N] on, by ``thread [N]``.
-
-        fenced : whether matrix instructions see them without a fence
-        """
+    def store(self, address: Array, value: Array, thread: Array, now: Moment) -> None:
+        """Write the bytes uint8 [N, size] from each address int64 [N] on, by ``thread [N]``."""
         size = value.shape[1]
         place, cells = self._places(address, size)
         who, wide = thread[:, None], self._wide(size)
@@ -83,7 +80,7 @@ class Memory:
         if (wide[place].view(np.uint8).reshape(-1, size) != value).any():
             raise FaultError(f"{self.name} memory: threads write different values to one place in one instruction")
         self._written.add(cells, who, now)
-        self.unfenced[cells] = not fenced
+        self.unfenced[cells] = True
 
     def fetch(self, address: Array, readers: Array, now: Moment) -> Array:
         """The 16-bit values at ``address`` int64 [rows, N], read by a matrix unit.
