@@ -28,7 +28,7 @@ class Settings:
     depth : how many of h's columns the head's products load at a time, at most: all of them, kept in shared memory, or
         fewer, loaded again for each product
     num_warps, num_stages : of Triton; stages are those of the weights' stream
-    dot : how products are made, see :func:`wm_engine.kernels.maths.product`
+    dot : how products are made, see :func:`wm_engine.kernels.maths.add_product`
     """
 
     rows: int = 64

@@ -184,7 +184,7 @@ def lstm_step(
     packed : of :func:`pack_gates`; products are made in its weights' dtype, and their largest H are those whose chunk
         of weights fits in the GPU's shared memory: Triton raises OutOfResources for others, which want fewer units
     out : (h', c') [B, H] to write to, of h's and c's dtype; new ones where None
-    dot : how products are made, see :func:`wm_engine.kernels.maths.product`
+    dot : how products are made, see :func:`wm_engine.kernels.maths.add_product`
 
     Returns
     -------

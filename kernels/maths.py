@@ -1,6 +1,6 @@
 """Functions of float32 blocks that stay clear of slow paths and of NaN.
 
-Errors are absolute where the results are of the order of one; tests/kernels/test_maths.py holds them to these bounds.
+Errors are absolute where the results are of the order of one; tests/kernels/test_philox.py holds them to these bounds.
 """
 
 from __future__ import annotations

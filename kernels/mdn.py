@@ -1,8 +1,8 @@
 """The mixture's loss, forward and backward, and its sampling (``wm_engine.ops.mdn``), each in one pass.
 
 A program takes ROWS heads. Their parts are blocks [ROWS, ZP, KP], read with the strides that they have, so that views
-of a head [B, N] need no copy; sizes are rounded up to powers of two and masked. Inputs are float32, bfloat16 or
-float16; everything is computed in float32.
+of a head [B, N] need no copy; sizes are rounded up to powers of two and masked. Inputs are all float32, all
+bfloat16 or all float16; everything is computed in float32. Nothing is launched on arguments that do not fit together.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from wm_engine.checks import check_heads, check_output
+
 from .philox import as_word, first_uniform, normals, uniforms
 
 MOST_ENTRIES = 1 << 16
 """The largest ZP·KP of a head."""
 _ENTRIES_A_PROGRAM = 2048
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Of heads."""
 
 
 @triton.jit
@@ -180,8 +184,10 @@ def blocks(latent: int, mixtures: int) -> dict[str, int]:
 
 def fits(latent: int, mixtures: int, dtype: torch.dtype) -> bool:
     """Whether the kernels take heads of these sizes and dtype."""
-    there = dtype in (torch.float32, torch.bfloat16, torch.float16)
-    return there and max(4, triton.next_power_of_2(latent)) * max(2, triton.next_power_of_2(mixtures)) <= MOST_ENTRIES
+    return (
+        dtype in DTYPES
+        and max(4, triton.next_power_of_2(latent)) * max(2, triton.next_power_of_2(mixtures)) <= MOST_ENTRIES
+    )
 
 
 def nll(logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor, out: Tensor | None = None) -> Tensor:
@@ -192,13 +198,14 @@ def nll(logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor, out: Te
     logits : [B, C, K]
     means, log_stds : [B, Z, K]
     target : [B, Z]
-    out : [B] to write to; a new one of target's dtype where None
+    out : [B] to write to, contiguous and of means' dtype; a new one where None
 
     Returns
     -------
     [B] nats per latent dimension
     """
-    out = target.new_empty(target.shape[0]) if out is None else out
+    check_heads(logits, means, log_stds, target=target)
+    out = _output("out", out, means, means.shape[:1])
     strides = (*logits.stride(), *means.stride(), *log_stds.stride(), *target.stride())
     _launch(nll_kernel, (logits, means, log_stds, target, out), means, logits, strides)
     return out
@@ -213,7 +220,10 @@ def nll_backward(
     out: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of :func:`nll` to logits, means, log_stds and target, contiguous, for grad [B] of its output."""
-    out = tuple(x.new_empty(x.shape) for x in (logits, means, log_stds, target)) if out is None else out
+    check_heads(logits, means, log_stds, target=target, grad=grad)
+    inputs = {"to_logits": logits, "to_means": means, "to_log_stds": log_stds, "to_target": target}
+    places = zip(inputs.items(), out or (None,) * 4, strict=True)
+    out = tuple(_output(name, place, means, part.shape) for (name, part), place in places)
     strides = (*logits.stride(), *means.stride(), *log_stds.stride(), *target.stride())
     _launch(
         nll_backward_kernel, (grad.contiguous(), logits, means, log_stds, target, *out), means, logits, strides
@@ -231,11 +241,19 @@ def sample(
     out: Tensor | None = None,
 ) -> Tensor:
     """As :func:`wm_engine.ops.registered.mdn_sample`; keys are the seed's two words, out [B, Z] is written to."""
-    out = means.new_empty(means.shape[:-1]) if out is None else out
+    check_heads(logits, means, log_stds, counters=counters)
+    out = _output("out", out, means, means.shape[:-1])
     signed = (word - (1 << 32) if word >= 1 << 31 else word for word in keys)
     strides = (*signed, float(temperature), *logits.stride(), *means.stride(), *log_stds.stride())
     tensors = (logits, means, log_stds, counters.contiguous(), out)
     _launch(sample_kernel, tensors, means, logits, strides, GREEDY=temperature == 0.0)
+    return out
+
+
+def _output(name: str, out: Tensor | None, means: Tensor, shape: torch.Size) -> Tensor:
+    if out is None:
+        return means.new_empty(shape)
+    check_output(name, out, list(shape), means)
     return out
 
 
@@ -244,6 +262,8 @@ def _launch(
 ) -> None:
     rows, latent, mixtures = means.shape
     size = blocks(latent, mixtures)
+    if means.dtype not in DTYPES:
+        raise TypeError(f"the kernels take float32, bfloat16 and float16, but the heads were {means.dtype}")
     if rows == 0:
         return
     with torch.cuda.device_of(means):

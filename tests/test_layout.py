@@ -37,7 +37,7 @@ PARTS = (
     "cli",
 )
 ORDER = {name: place for place, name in enumerate(INFRASTRUCTURE + PARTS)}
-# Data and native code: imported by anyone, importing nothing of ours.
+# Data and native code: imported by anyone, importing nothing of ours; kernels/ has its arguments checked by `checks`.
 LEAVES = {"presets", "kernels", "bench", "_C"}
 
 

@@ -81,6 +81,63 @@ def check_tensor(name: str, value: Any, shape: Sequence[int | str], *, finite: b
     return value
 
 
+LARGEST_SIZE = 1 << 16
+"""Of a head's Z and K; the C++ core has the same bound."""
+
+
+def check_heads(
+    logits: Tensor,
+    means: Tensor,
+    log_stds: Tensor,
+    *,
+    target: Tensor | None = None,
+    grad: Tensor | None = None,
+    counters: Tensor | None = None,
+    leading: bool = False,
+) -> None:
+    """Check heads of a mixture and what an operator takes with them; TypeError for a dtype, ValueError otherwise.
+
+    logits [B, C, K], where C is 1 or Z, means [B, Z, K], log_stds [B, Z, K], target [B, Z] and grad [B], all of one
+    floating dtype, and counters int64 [B, 3], all on one device. ``leading``: any leading dimensions do instead of B.
+    """
+    if means.dim() != 3 and not (leading and means.dim() >= 2):
+        raise ValueError(f"means must have shape [{'...' if leading else 'B'}, Z, K], but had {list(means.shape)}")
+    *batch, latent, mixtures = means.shape
+    for axis, size in enumerate((latent, mixtures), start=len(batch)):
+        if not 1 <= size <= LARGEST_SIZE:
+            raise ValueError(f"means.shape[{axis}] must be from 1 to {LARGEST_SIZE}, but was {size}")
+    if not means.is_floating_point():
+        raise TypeError(f"means must be a floating tensor, but its dtype was {means.dtype}")
+    shared, per_dim = [*batch, 1, mixtures], [*batch, latent, mixtures]
+    if (had := list(logits.shape)) != shared and had != per_dim:
+        wanted = f"{shared} or {per_dim}" if latent > 1 else f"{shared}"
+        raise ValueError(f"logits must have shape {wanted}, but had {had}")
+    _check_beside("logits", logits, means, had)
+    _check_beside("log_stds", log_stds, means, per_dim)
+    if target is not None:
+        _check_beside("target", target, means, [*batch, latent])
+    if grad is not None:
+        _check_beside("grad", grad, means, batch)
+    if counters is not None:
+        _check_beside("counters", counters, means, [*batch, 3], torch.int64)
+
+
+def check_output(name: str, out: Tensor, shape: list[int], means: Tensor) -> None:
+    """Check where results for heads of these means go: contiguous, of their dtype, on their device; as check_heads."""
+    _check_beside(name, out, means, shape)
+    if not out.is_contiguous():
+        raise ValueError(f"{name} must be contiguous, but had strides {list(out.stride())}")
+
+
+def _check_beside(name: str, value: Tensor, means: Tensor, shape: list[int], dtype: torch.dtype | None = None) -> None:
+    if list(value.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}, but had {list(value.shape)}")
+    if value.dtype != (dtype or means.dtype):
+        raise TypeError(f"{name} must be {dtype or f'{means.dtype}, as means is'}, but was {value.dtype}")
+    if value.device != means.device:
+        raise ValueError(f"{name} must be on {means.device}, as means is, but was on {value.device}")
+
+
 def as_device(name: str, value: Any) -> torch.device:
     """Return ``value`` as a torch device, here or not; ValueError where it names none."""
     try:

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import bad_heads
 import pytest
 import torch
 from checker import check
@@ -18,6 +26,7 @@ from wm_engine.kernels import mdn
 pytestmark = needs_device
 SIZES = [(1, 1, 1), (5, 3, 7), (32, 5, 33), (40, 9, 3)]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NAMES = ("nll", "logits", "means", "log_stds", "target", "z")
 
 
 def heads(mixture: str, sizes: tuple[int, int, int], dtype: torch.dtype) -> tuple[list, list]:
@@ -25,13 +34,13 @@ def heads(mixture: str, sizes: tuple[int, int, int], dtype: torch.dtype) -> tupl
     Z, K, B = sizes
     layout = HeadLayout(Z, K, mixture)
     generator = torch.Generator().manual_seed(0)
-    head = (torch.randn(B, layout.size, generator=generator) * 0.5).to(dtype)
+    head = (torch.randn(B, layout.size, generator=generator) * 0.5).to(DEVICE, dtype)
     views = layout.split(head)
     views.log_stds[0, 0, 0] = 7.5
     target = torch.randn(B, Z, generator=generator).to(dtype)
-    wide = layout.split(head.double())
+    wide = layout.split(head.cpu().double())
     return (
-        [part.to(DEVICE) if DEVICE != "cpu" else part for part in (views.logits, views.means, views.log_stds, target)],
+        [views.logits, views.means, views.log_stds, target.to(DEVICE)],
         [wide.logits, wide.means, wide.log_stds, target.double()],
     )
 
@@ -93,11 +102,108 @@ def test_nothing_is_asked_of_an_empty_batch(mixture: str) -> None:
     assert mdn.nll(*(part[:0] for part in narrow)).shape == (0,)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: the CUDA entries of the operators need one")
+def cuda_entries(parts: list[torch.Tensor], grad: torch.Tensor, counters: torch.Tensor) -> list[torch.Tensor]:
+    """What the operators dispatch to on CUDA, called as it is: without a GPU, with tensors of the CPU."""
+    gradients = registered._nll_backward_cuda(grad, *parts)
+    return [registered._nll_cuda(*parts), *gradients, registered._sample_cuda(*parts[:3], counters, -5, 0.7)]
+
+
+def plain_torch(parts: list[torch.Tensor], grad: torch.Tensor, counters: torch.Tensor) -> list[torch.Tensor]:
+    gradients = registered._reference_gradients(grad, *parts)
+    return [reference.mdn_nll(*parts), *gradients, registered._reference_sample(*parts[:3], counters, -5, 0.7)]
+
+
+@pytest.mark.parametrize("mixture", ["shared", "per_dim"])
+@pytest.mark.parametrize("precision", [*DTYPES, "fp64"])
+def test_what_cuda_dispatches_to_is_float64s(mixture: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow, wide = heads(mixture, (6, 3, 9), DTYPES.get(precision, torch.float64))
+    grad = torch.linspace(-1, 2, 9).to(narrow[0])
+    counters = torch.randint(0, 1 << 32, (9, 3), generator=torch.Generator().manual_seed(3))
+    exact = plain_torch(wide, grad.cpu().double(), counters)
+    peer = plain_torch(narrow, grad, counters.to(DEVICE))
+
+    def unwanted(*_: object) -> None:
+        raise AssertionError("the torch reference ran")
+
+    if precision in DTYPES:
+        # The kernels draw in float32, whatever the heads' dtype.
+        low = [part.float() for part in narrow[:3]]
+        peer[-1] = registered._reference_sample(*low, counters.to(DEVICE), -5, 0.7).to(narrow[0])
+        monkeypatch.setattr(reference, "mdn_nll", unwanted)
+        monkeypatch.setattr(registered, "_reference_gradients", unwanted)
+        monkeypatch.setattr(registered, "_reference_sample", unwanted)
+    got = cuda_entries(narrow, grad, counters.to(DEVICE))
+    for name, *values in zip(NAMES, got, exact, peer, strict=True):
+        check(name, *values, precision)
+
+
+ENTRIES = {
+    "mdn_nll": (registered._nll_cuda, mdn.nll),
+    "mdn_nll_backward": (registered._nll_backward_cuda, mdn.nll_backward),
+    "mdn_sample": (registered._sample_cuda, mdn.sample),
+}
+RESULTS: dict[str, dict[str, tuple[int, ...]]] = {
+    "mdn_nll": {"out": (8,)},
+    "mdn_nll_backward": {"to_logits": (8, 4, 5), "to_means": (8, 4, 5), "to_log_stds": (8, 4, 5), "to_target": (8, 4)},
+    "mdn_sample": {"out": (8, 4)},
+}
+"""Shapes of the results for the heads of bad_heads."""
+
+
+def launch(operator: str, arguments: dict[str, Any], out: list[torch.Tensor]) -> None:
+    """The kernel's host function, with an operator's arguments."""
+    arguments = dict(arguments)
+    if operator == "mdn_sample":
+        arguments["keys"] = key_words(arguments.pop("seed"))
+    ENTRIES[operator][1](**arguments, out=out[0] if len(out) == 1 else tuple(out))
+
+
+@pytest.mark.parametrize(("operator", "name", "change", "error", "message"), bad_heads.CASES)
+def test_what_does_not_fit_together_is_refused_unwritten(
+    operator: str, name: str, change: Callable, error: type[Exception], message: str
+) -> None:
+    arguments = bad_heads.sound(operator, torch.float32, DEVICE)
+    arguments[name] = change(arguments[name])
+    with pytest.raises(error, match=message):
+        ENTRIES[operator][0](**arguments)
+    out = poisoned(*RESULTS[operator].values(), dtype=torch.float32)
+    with pytest.raises(error, match=message):
+        launch(operator, arguments, list(out))
+    assert all(part.isnan().all() for part in out)
+
+
+WRONG_RESULTS: list[tuple[Callable, type[Exception], str]] = [
+    (lambda memory: memory[:5], ValueError, r"must have shape \[8.*\], but had \[5.*\]"),
+    (lambda memory: memory[::2], ValueError, "must be contiguous, but had strides"),
+    (lambda memory: memory[:8].double(), TypeError, r"must be torch\.float32, as means is, but was torch\.float64"),
+    (lambda memory: memory[:8].to("meta"), ValueError, "must be on .*, as means is, but was on meta"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "error", "message"), WRONG_RESULTS)
+@pytest.mark.parametrize(("operator", "name"), [(operator, name) for operator in RESULTS for name in RESULTS[operator]])
+def test_places_that_do_not_fit_are_refused_unwritten(
+    operator: str, name: str, wrong: Callable, error: type[Exception], message: str
+) -> None:
+    shapes = RESULTS[operator]
+    memory = poisoned(*((16, *shape[1:]) for shape in shapes.values()), dtype=torch.float32)
+    out = [wrong(part) if place == name else part[:8] for place, part in zip(shapes, memory, strict=True)]
+    with pytest.raises(error, match=f"{name} {message}"):
+        launch(operator, bad_heads.sound(operator, torch.float32, DEVICE), out)
+    assert all(part.isnan().all() for part in memory)
+
+
+def test_float64_is_none_of_the_kernels() -> None:
+    _, wide = heads("shared", (4, 2, 3), torch.float32)
+    with pytest.raises(TypeError, match=r"take float32, bfloat16 and float16, but the heads were torch\.float64"):
+        mdn.nll(*(part.to(DEVICE) for part in wide))
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="kernels run on the CPU here; its operators' tests are tests/ops's")
 @pytest.mark.parametrize("mixture", ["shared", "per_dim"])
 def test_torch_finds_nothing_wrong_with_the_operators_on_a_gpu(mixture: str) -> None:
     narrow, _ = heads(mixture, (6, 3, 5), torch.float32)
-    rows = tuple(part.detach().to("cuda").contiguous().requires_grad_() for part in narrow)
+    rows = tuple(part.detach().contiguous().requires_grad_() for part in narrow)
     torch.library.opcheck(torch.ops.wm_engine.mdn_nll, rows)
     detached = tuple(row.detach() for row in rows)
     torch.library.opcheck(torch.ops.wm_engine.mdn_nll_backward, (torch.randn(5, device="cuda"), *detached))
@@ -105,19 +211,29 @@ def test_torch_finds_nothing_wrong_with_the_operators_on_a_gpu(mixture: str) -> 
     torch.library.opcheck(torch.ops.wm_engine.mdn_sample, (*(r.detach() for r in rows[:3]), counters, 1, 0.8))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: the CUDA entries of the operators need one")
+COMPILES = DEVICE.type == "cuda" or (
+    shutil.which(os.environ.get("CXX", "g++")) is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not COMPILES, reason="torch.compile needs a C++ compiler and Python's headers on CPUs")
+@pytest.mark.filterwarnings("default:::torch")  # importing its compiler warns of parts of torch
 @pytest.mark.parametrize("mixture", ["shared", "per_dim"])
-def test_compiled_functions_on_a_gpu_hold_the_operators(mixture: str) -> None:
-    narrow, _ = heads(mixture, (6, 3, 5), torch.float32)
-    rows = [part.detach().to("cuda") for part in narrow]
+def test_compiled_functions_hold_the_operators(mixture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    rows, _ = heads(mixture, (6, 3, 5), torch.float32)
 
     def loss(*parts: torch.Tensor) -> torch.Tensor:
         return registered.mdn_nll(*parts).mean()
 
     results = []
-    for function in (loss, torch.compile(loss, fullgraph=True)):
-        leaves = [row.clone().requires_grad_() for row in rows]
-        value = function(*leaves)
-        results.append([value.detach(), *torch.autograd.grad(value, leaves)])
-    for name, plain, compiled in zip(("loss", "logits", "means", "log_stds", "target"), *results, strict=True):
+    with config.patch(compile_threads=1):  # more are processes, which outlive the test
+        for function in (loss, torch.compile(loss, fullgraph=True)):
+            leaves = [row.clone().requires_grad_() for row in rows]
+            value = function(*leaves)
+            results.append([value.detach(), *torch.autograd.grad(value, leaves)])
+    for name, plain, compiled in zip(NAMES[:5], *results, strict=True):
         check(name, compiled, plain.double(), plain)

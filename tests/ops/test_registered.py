@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import bad_heads
 import numpy as np
 import pytest
 import torch
@@ -150,17 +151,21 @@ def test_the_operators_are_taken_into_compiled_functions_whole(mixture: str, dty
     target = torch.randn(5, 4, dtype=dtype)
     counters = torch.randint(0, 9, (5, 3))
 
-    def step(logits: torch.Tensor, means: torch.Tensor, log_stds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(
+        logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor, counters: Tensor
+    ) -> tuple[Tensor, Tensor]:
         loss = registered.mdn_nll(logits * 1.5, means, log_stds, target).mean()
         return loss, registered.mdn_sample(logits.detach(), means.detach(), log_stds.detach(), counters, 7, 0.8)
 
-    results = []
-    for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
-        leaves = [part.clone().requires_grad_() for part in rows]
-        loss, z = function(*leaves)
-        results.append([loss.detach(), z.detach(), *torch.autograd.grad(loss, leaves)])
-    for plain, compiled in zip(*results, strict=True):
-        assert torch.equal(plain, compiled)
+    whole = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for batch in (5, 3):  # the second is compiled for any batch
+        results = []
+        for function in (step, whole):
+            leaves = [part[:batch].clone().requires_grad_() for part in rows]
+            loss, z = function(*leaves, target[:batch], counters[:batch])
+            results.append([loss.detach(), z.detach(), *torch.autograd.grad(loss, leaves)])
+        for plain, compiled in zip(*results, strict=True):
+            assert torch.equal(plain, compiled)
 
 
 def test_bad_seeds_and_temperatures_are_named() -> None:
@@ -172,3 +177,32 @@ def test_bad_seeds_and_temperatures_are_named() -> None:
         registered.mdn_sample(*rows, counters, 1, float("nan"))
     with pytest.raises(ValueError, match=r"temperature must be at most 3\.4028235e\+38, but was 1e\+39"):
         registered.mdn_sample(*rows, counters, 1, 1e39)
+
+
+@pytest.mark.parametrize("implementation", ["core", "reference", "shapes alone"])
+@pytest.mark.parametrize(("operator", "name", "change", "error", "message"), bad_heads.CASES)
+def test_what_does_not_fit_together_is_named(
+    implementation: str, operator: str, name: str, change: Callable, error: type[Exception], message: str
+) -> None:
+    dtype = torch.float64 if implementation == "reference" else torch.float32
+    arguments = bad_heads.sound(operator, dtype, torch.device("meta" if implementation == "shapes alone" else "cpu"))
+    call = getattr(torch.ops.wm_engine, operator)
+    call(**arguments)
+    arguments[name] = change(arguments[name])
+    with pytest.raises(error, match=message):
+        call(**arguments)
+
+
+def test_leading_shapes_that_differ_are_named() -> None:
+    parts = [part.unflatten(0, (2, 4)) for part in list(bad_heads.sound("mdn_nll").values())]
+    assert registered.mdn_nll(*parts).shape == (2, 4)
+    with pytest.raises(ValueError, match=r"target must have shape \[2, 4, 4\], but had \[4, 2, 4\]"):
+        registered.mdn_nll(*parts[:3], parts[3].view(4, 2, 4))
+    with pytest.raises(
+        ValueError, match=r"logits must have shape \[2, 4, 1, 5\] or \[2, 4, 4, 5\], but had \[8, 4, 5\]"
+    ):
+        registered.mdn_nll(parts[0].flatten(0, 1), *parts[1:])
+    with pytest.raises(ValueError, match=r"means must have shape \[\.\.\., Z, K\], but had \[5\]"):
+        registered.mdn_nll(parts[0], parts[1][0, 0, 0], *parts[2:])
+    with pytest.raises(TypeError, match=r"target must be torch\.float32, as means is, but was torch\.float64"):
+        registered.mdn_nll(*parts[:3], parts[3].double())

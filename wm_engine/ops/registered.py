@@ -5,6 +5,9 @@ the C++ core answers for float32, where it was built; on CUDA devices the Triton
 and they take the sizes and the dtype. The torch references answer for everything else, float64 among it: there
 precision is what is asked for, not speed. Every row is computed alone, so results do not depend on the batch or on the
 number of threads.
+
+Heads, target and gradient are of one floating dtype, counters int64, all on one device: every implementation begins
+with the same check (``wm_engine.checks.check_heads``), and so do those that make shapes alone, for ``torch.compile``.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import torch
 from torch import Tensor
 
 from wm_engine import kernels
-from wm_engine.checks import FLOAT32_MAX, check_float
+from wm_engine.checks import FLOAT32_MAX, check_float, check_heads
 from wm_engine.core import core
 from wm_engine.ops import mdn
 from wm_engine.rng import key_words, numbers, philox_torch
@@ -26,6 +29,8 @@ from wm_engine.rng import key_words, numbers, philox_torch
 
 def mdn_nll(logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor) -> Tensor:
     """As :func:`wm_engine.ops.mdn.mdn_nll`, by the fastest implementation for the tensors' device.
+
+    TypeError or ValueError where dtypes, shapes or devices do not fit together.
 
     Parameters
     ----------
@@ -37,6 +42,7 @@ def mdn_nll(logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor) -> 
     -------
     [...] nats per latent dimension
     """
+    check_heads(logits, means, log_stds, target=target, leading=True)
     batch = target.shape[:-1]
     rows = (part.reshape(-1, *part.shape[-2:]) for part in (logits, means, log_stds))
     return torch.ops.wm_engine.mdn_nll(*rows, target.reshape(-1, target.shape[-1])).view(batch)
@@ -46,6 +52,8 @@ def mdn_sample(
     logits: Tensor, means: Tensor, log_stds: Tensor, counters: Tensor, seed: int, temperature: float
 ) -> Tensor:
     """Latents drawn from the mixture with the numbers of the random-number contract (``wm_engine.rng``).
+
+    TypeError or ValueError where dtypes, shapes or devices do not fit together.
 
     Parameters
     ----------
@@ -68,11 +76,13 @@ def mdn_sample(
 
 @torch.library.custom_op("wm_engine::mdn_nll", mutates_args=())
 def _nll(logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor) -> Tensor:
+    check_heads(logits, means, log_stds, target=target)
     return mdn.mdn_nll(logits, means, log_stds, target)
 
 
 @_nll.register_fake
 def _(logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor) -> Tensor:
+    check_heads(logits, means, log_stds, target=target)
     return target.new_empty(target.shape[0])
 
 
@@ -101,6 +111,7 @@ def _reference_gradients(
 def _nll_backward(
     grad: Tensor, logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_heads(logits, means, log_stds, target=target, grad=grad)
     return _reference_gradients(grad, logits, means, log_stds, target)
 
 
@@ -108,6 +119,7 @@ def _nll_backward(
 def _(
     grad: Tensor, logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_heads(logits, means, log_stds, target=target, grad=grad)
     return (
         logits.new_empty(logits.shape),
         means.new_empty(means.shape),
@@ -149,16 +161,19 @@ def _reference_sample(
 
 @torch.library.custom_op("wm_engine::mdn_sample", mutates_args=())
 def _sample(logits: Tensor, means: Tensor, log_stds: Tensor, counters: Tensor, seed: int, temperature: float) -> Tensor:
+    check_heads(logits, means, log_stds, counters=counters)
     return _reference_sample(logits, means, log_stds, counters, seed, temperature)
 
 
 @_sample.register_fake
 def _(logits: Tensor, means: Tensor, log_stds: Tensor, counters: Tensor, seed: int, temperature: float) -> Tensor:
+    check_heads(logits, means, log_stds, counters=counters)
     return means.new_empty(means.shape[:-1])
 
 
 @_nll.register_kernel("cpu")
 def _nll_cpu(logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor) -> Tensor:
+    check_heads(logits, means, log_stds, target=target)
     native = _core_for(logits, means, log_stds, target)
     if native is None:
         return mdn.mdn_nll(logits, means, log_stds, target)
@@ -171,6 +186,7 @@ def _nll_cpu(logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor) ->
 def _nll_backward_cpu(
     grad: Tensor, logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_heads(logits, means, log_stds, target=target, grad=grad)
     native = _core_for(grad, logits, means, log_stds, target)
     if native is None:
         return _reference_gradients(grad, logits, means, log_stds, target)
@@ -184,6 +200,7 @@ def _nll_backward_cpu(
 def _sample_cpu(
     logits: Tensor, means: Tensor, log_stds: Tensor, counters: Tensor, seed: int, temperature: float
 ) -> Tensor:
+    check_heads(logits, means, log_stds, counters=counters)
     native = _core_for(logits, means, log_stds)
     if native is None:
         return _reference_sample(logits, means, log_stds, counters, seed, temperature)
@@ -205,6 +222,7 @@ def _arrays(*tensors: Tensor) -> list[np.ndarray]:
 
 @_nll.register_kernel("cuda")
 def _nll_cuda(logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor) -> Tensor:
+    check_heads(logits, means, log_stds, target=target)
     fused = _triton_for(means)
     if fused is None:
         return mdn.mdn_nll(logits, means, log_stds, target)
@@ -215,6 +233,7 @@ def _nll_cuda(logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor) -
 def _nll_backward_cuda(
     grad: Tensor, logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_heads(logits, means, log_stds, target=target, grad=grad)
     fused = _triton_for(means)
     if fused is None:
         return _reference_gradients(grad, logits, means, log_stds, target)
@@ -225,6 +244,7 @@ def _nll_backward_cuda(
 def _sample_cuda(
     logits: Tensor, means: Tensor, log_stds: Tensor, counters: Tensor, seed: int, temperature: float
 ) -> Tensor:
+    check_heads(logits, means, log_stds, counters=counters)
     fused = _triton_for(means)
     if fused is None:
         return _reference_sample(logits, means, log_stds, counters, seed, temperature)
