@@ -17,7 +17,6 @@ from wm_engine.runs import write_json
 
 from . import history, plots
 from .check import WrongResultError
-from .costs import step_cost
 from .dreams import Entry, measure
 from .peers import torch_compile
 from .profile_cpu import CpuProfile, chrome_trace, profile_cpp
@@ -230,9 +229,10 @@ def profile(
             operators = profile_torch(chosen, setup, out / "trace.json", roofs)
             _show_operators(operators, roofs, out / "roofline.png", chosen.name)
             total = sum(operator.seconds for operator in operators)
-            cost = step_cost(setup.workload, precision, setup.workload.rollouts)
-            flops = cost.flops * setup.lived_steps() / total
-            click.echo(f"all together {total:.3f} s, {flops / 1e9:,.0f} GFLOP/s{_of_peak(flops, roofs)}")
+            # Dense, as the rows count them: it is what kernels multiply, though of components one is chosen.
+            flops = 2.0 * sum(setup.workload.macs_per_step().values()) * setup.lived_steps() / total
+            said = f"{flops / 1e9:,.0f} GFLOP/s of dense products{_of_peak(flops, roofs)}"
+            click.echo(f"all together {total:.3f} s, {said}")
             record["operators"] = [operator.row() for operator in operators]
     except WrongResultError as error:
         click.echo(f"WRONG, not profiled: {error}")

@@ -2,21 +2,24 @@
 
 Writes gpu.json and gpu.md, anew after every row, so that what was measured survives whatever comes later: the device's
 measured ceilings, ask and tell of the optimisers, the mixture's kernels in bytes per second, memory of a million
-rollouts, parity with float64, dream steps per second at several population sizes as fractions of the ceilings. A rival
-whose result is wrong gets no speed; one that fails, or for which no time is left, gets a row that says so.
+rollouts, parity with float64, dream steps per second at several population sizes as fractions of the ceilings. Each
+rival is checked and then timed, at every H and mixture first those that the targets rest on: our forms and torch eager
+in bf16. A rival whose result is wrong gets no speed; one that fails, or for which no time is left, gets a row that says
+so.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,7 @@ _STANDARD_ERRORS = 3.0
 _CHECKED = 64
 _YARDSTICK = "torch fp32"
 _NO_TIME = "no time was left"
+_BATCH = 1 << 19
 
 
 def synchronize() -> None:
@@ -131,19 +135,26 @@ def forms(precision: str) -> list[Rival]:
     return [rival(form) for form in _FORMS]
 
 
+def awaited(rival: Rival) -> bool:
+    """Whether a target rests on it: our forms in bf16, and torch eager in bf16, which they are to beat."""
+    return rival.name in {targets.EAGER, *(f"{targets.OURS}{form} bf16" for form in _FORMS)}
+
+
 def contestants() -> tuple[list[Rival], dict[str, str]]:
     """Everything that can dream on the device but the one-rollout loop, and why the others cannot.
 
-    Our forms come first, then the peers, and of each bf16 first: what matters most is measured while there is time.
+    Those that are awaited come first, then what else is ours, then the peers, and of each bf16 first.
     """
     here, reasons = rivals(DEVICE)
     here = [rival for rival in here if rival.sample is None]
     if missing() is None:
         here = [rival for precision in ("bf16", "fp32") for rival in forms(precision)] + here
-    order = {"engine": 1, "peer": 0}
-    ours = [rival for rival in here if rival.name.startswith("triton ")]
-    others = [rival for rival in here if rival not in ours]
-    return ours + sorted(others, key=lambda rival: (order[rival.kind], rival.precision != "bf16")), reasons
+
+    def place(rival: Rival) -> tuple[bool, ...]:
+        ours = rival.name.startswith(targets.OURS)
+        return not awaited(rival), not ours, rival.kind != "peer", rival.precision != "bf16"
+
+    return sorted(here, key=place), reasons
 
 
 def parity(setup: Setup, rival: Rival, yardstick: Tensor) -> dict[str, Any]:
@@ -206,69 +217,90 @@ def million() -> dict[str, Any]:
     return {"gigabytes": 1e-9 * peak_bytes(lambda: backend.rollout(params, setup.starts, setup.plan))}
 
 
-def mixture_speeds(limits: dict[str, float], batch: int = 1 << 19) -> Iterator[dict[str, Any]]:
-    """The mixture's operators beside torch: bytes that must move a second, as a share of the copy's.
+@dataclass(frozen=True)
+class Mixture:
+    """Rows that the mixture's operators are timed on: logits, means, log standard deviations and targets.
 
-    Heads are views, as the model makes them. Of a shared mixture's means and log standard deviations a draw needs the
-    chosen component's alone; of per_dim's, whose components lie side by side, every sector of memory.
+    The parts are views of one head, as the model makes them.
     """
-    for mixture in mdn.MIXTURES:
-        layout = HeadLayout(32, 5, mixture)
-        numbers = torch.Generator(DEVICE).manual_seed(0)
-        head = 0.5 * torch.randn(batch, layout.size, device=DEVICE, generator=numbers)
-        views = layout.split(head)
-        parts, target = (
-            [views.logits, views.means, views.log_stds],
-            torch.randn(batch, 32, device=DEVICE, generator=numbers),
-        )
-        counters = torch.zeros(batch, 3, dtype=torch.int64, device=DEVICE)
-        counters[:, 1] = torch.arange(batch, device=DEVICE)
-        read, needed = 4 * sum(part[0].numel() for part in parts), 4 * 32
-        drawn = 4 * 5 + 2 * needed if mixture == "shared" else read
-        normals, uniforms = torch.randn_like(target), torch.rand(batch, layout.choices, device=DEVICE)
 
-        def gradients(loss: Callable[..., Tensor], parts: list[Tensor], target: Tensor) -> list[Tensor]:
-            leaves = [part.detach().requires_grad_() for part in (*parts, target)]
-            value = loss(*leaves)
-            return [value.detach(), *torch.autograd.grad(value.sum(), leaves)]
+    name: str
+    layout: HeadLayout
+    parts: list[Tensor]
+    target: Tensor
 
-        def losses(loss: Callable[..., Tensor], parts: Any = parts, target: Tensor = target) -> Callable[[], Any]:
-            return lambda: gradients(loss, parts, target)
+    @property
+    def read(self) -> int:
+        """Bytes of a row's parts."""
+        return 4 * sum(part[0].numel() for part in self.parts)
 
-        few = [part[:4096] for part in (*parts, target)]
-        exact = gradients(mdn.mdn_nll, [part.double() for part in few[:3]], few[3].double())
-        check_values(
-            f"nll {mixture}",
-            gradients(registered.mdn_nll, few[:3], few[3]),
-            exact,
-            gradients(mdn.mdn_nll, few[:3], few[3]),
-        )
 
-        def reference(dtype: torch.dtype, few: list[Tensor] = few, mixture: str = mixture) -> Tensor:
-            episodes = torch.arange(len(few[0]), device=DEVICE)
-            draws = StepDraws(1, torch.zeros(1, dtype=torch.int64, device=DEVICE), episodes, 32, mixture, dtype)
-            normals, uniforms, _ = draws.at(0)
-            return mdn.mdn_sample(*(part.to(dtype) for part in few[:3]), uniforms[0], normals[0], 1.0)
+Operator = tuple[Callable[[], Any], Callable[[], Any], int]
+"""A checked operator, torch in its place, and the bytes a row that must move."""
 
-        drawn_few = registered.mdn_sample(*few[:3], counters[: len(few[0])], 1, 1.0)
-        check_draws(f"sample {mixture}", drawn_few, reference)
-        cases = {
-            "nll forward and backward": (
-                losses(registered.mdn_nll), losses(mdn.mdn_nll), 3 * (read + needed) + 2 * 4,
-            ),
-            "sample": (
-                lambda parts=parts, counters=counters: registered.mdn_sample(*parts, counters, 1, 1.0),
-                lambda parts=parts, u=uniforms, n=normals: mdn.mdn_sample(*parts, u, n, 1.0),
-                drawn + needed + 3 * 8,
-            ),
-        }  # fmt: skip
-        for name, (ours, theirs, moved) in cases.items():
-            fast, slow = device_quantiles(ours), device_quantiles(theirs, at_once=2)
-            yield {
-                "op": name, "mixture": mixture, "batch": batch, "seconds": fast, "torch_seconds": slow,
-                "of_copy": batch * moved / fast["p50"] / limits["copy_bytes_per_second"],
-                "times_torch": slow["p50"] / fast["p50"],
-            }  # fmt: skip
+
+def _loss(on: Mixture) -> Operator:
+    def gradients(loss: Callable[..., Tensor], parts: list[Tensor], target: Tensor) -> list[Tensor]:
+        leaves = [part.detach().requires_grad_() for part in (*parts, target)]
+        value = loss(*leaves)
+        return [value.detach(), *torch.autograd.grad(value.sum(), leaves)]
+
+    few, target = [part[:4096] for part in on.parts], on.target[:4096]
+    exact = gradients(mdn.mdn_nll, [part.double() for part in few], target.double())
+    values, plain = (gradients(loss, few, target) for loss in (registered.mdn_nll, mdn.mdn_nll))
+    check_values(f"nll {on.name}", values, exact, plain)
+    ours, theirs = (
+        functools.partial(gradients, loss, on.parts, on.target) for loss in (registered.mdn_nll, mdn.mdn_nll)
+    )
+    return ours, theirs, 3 * (on.read + 4 * 32) + 2 * 4
+
+
+def _sample(on: Mixture) -> Operator:
+    """Of a shared mixture's means and log standard deviations a draw needs the chosen component's alone.
+
+    Of per_dim's, whose components lie side by side, it needs every sector of memory.
+    """
+    batch, needed = len(on.target), 4 * 32
+    counters = torch.zeros(batch, 3, dtype=torch.int64, device=DEVICE)
+    counters[:, 1] = torch.arange(batch, device=DEVICE)
+    few = [part[:4096] for part in on.parts]
+
+    def reference(dtype: torch.dtype) -> Tensor:
+        episodes = torch.arange(len(few[0]), device=DEVICE)
+        draws = StepDraws(1, torch.zeros(1, dtype=torch.int64, device=DEVICE), episodes, 32, on.name, dtype)
+        normals, uniforms, _ = draws.at(0)
+        return mdn.mdn_sample(*(part.to(dtype) for part in few), uniforms[0], normals[0], 1.0)
+
+    check_draws(f"sample {on.name}", registered.mdn_sample(*few, counters[: len(few[0])], 1, 1.0), reference)
+    normals, uniforms = torch.randn_like(on.target), torch.rand(batch, on.layout.choices, device=DEVICE)
+    drawn = 4 * 5 + 2 * needed if on.name == "shared" else on.read
+    return (
+        lambda: registered.mdn_sample(*on.parts, counters, 1, 1.0),
+        lambda: mdn.mdn_sample(*on.parts, uniforms, normals, 1.0),
+        drawn + needed + 3 * 8,
+    )
+
+
+OPERATORS: dict[str, Callable[[Mixture], Operator]] = {"nll forward and backward": _loss, "sample": _sample}
+"""The mixture's operators, by name: each function checks one and says what is to be timed."""
+
+
+def mixture_speed(op: str, mixture: str, limits: dict[str, float], batch: int) -> dict[str, Any]:
+    """One of OPERATORS beside torch: bytes that must move a second, as a share of the copy's.
+
+    Raises WrongResultError where it is wrong.
+    """
+    layout = HeadLayout(32, 5, mixture)
+    numbers = torch.Generator(DEVICE).manual_seed(0)
+    views = layout.split(0.5 * torch.randn(batch, layout.size, device=DEVICE, generator=numbers))
+    target = torch.randn(batch, 32, device=DEVICE, generator=numbers)
+    ours, theirs, moved = OPERATORS[op](Mixture(mixture, layout, [views.logits, views.means, views.log_stds], target))
+    fast, slow = device_quantiles(ours), device_quantiles(theirs, at_once=2)
+    return {
+        "batch": batch, "seconds": fast, "torch_seconds": slow,
+        "of_copy": batch * moved / fast["p50"] / limits["copy_bytes_per_second"],
+        "times_torch": slow["p50"] / fast["p50"],
+    }  # fmt: skip
 
 
 def origin() -> dict[str, Any]:
@@ -292,6 +324,8 @@ def markdown(result: dict[str, Any]) -> str:
     )
     if "gigabytes" in result["million"]:
         lines += ["", f"2^20 rollouts in bf16 take {result['million']['gigabytes']:.1f} GB of the device."]
+    elif "error" in result["million"]:
+        lines += ["", f"2^20 rollouts in bf16: {result['million']['error']}"]
     lines += optimizers.table(result["optimizers"])
     lines += ["", "| op | mixture | of the copy's bandwidth | times torch |", "| --- | --- | --- | --- |"]
     for row in result["mixture"]:
@@ -301,7 +335,7 @@ def markdown(result: dict[str, Any]) -> str:
             lines.append(f"| {row['op']} | {row['mixture']} | {row['of_copy']:.0%} | {row['times_torch']:.1f} |")
     lines += ["", "| rival | H | mixture | right | a step's errors: z, actions, rewards (allowed) | why not |"]
     lines += ["| --- | --- | --- | --- | --- | --- |"]
-    for row in result["parity"]:
+    for row in sorted(result["parity"], key=_size):
         right = {True: "yes", False: "no", None: "-"}[row["passed"]]
         steps = row.get("steps") or {"errors": {}, "allowed": {}}
         pairs = zip(steps["errors"].values(), steps["allowed"].values(), strict=True)
@@ -314,7 +348,7 @@ def markdown(result: dict[str, Any]) -> str:
         "| H | mixture | rollouts | rival | M steps/s | of the matrix ceiling | of the copy | bytes a rollout |",
     ]
     lines += ["| --- | --- | --- | --- | --- | --- | --- | --- |"]
-    for row in result["speeds"]:
+    for row in sorted(result["speeds"], key=_size):
         start = f"| {row['hidden']} | {row['mixture']} | {row['rollouts']} | {row['rival']} | "
         if "error" in row:
             lines.append(f"{start}{row['error']} | | | |")
@@ -324,6 +358,11 @@ def markdown(result: dict[str, Any]) -> str:
         lines.append(f"{start}{1e-6 * row['steps_per_second']:.1f} | {share:.1%} | {copied}| {size:.0f} |")
     lines += targets.lines(result)
     return "\n".join(lines) + "\n"
+
+
+def _size(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Where a rival's row stands among the others: they are measured in another order."""
+    return row["hidden"], mdn.MIXTURES.index(row["mixture"]), row.get("rollouts")
 
 
 def measure(
@@ -342,9 +381,13 @@ def measure(
     result: dict[str, Any] = {"provenance": origin(), "ceilings": ceilings(), "million": {}, "mixture": []}
     result |= {"optimizers": [], "parity": [], "speeds": []}
     here, result["absent"] = contestants()
+    keep(result)
 
-    def add(row: dict[str, Any], to: str) -> None:
-        result[to].append(row)
+    def put(row: dict[str, Any], to: str) -> None:
+        if to == "million":
+            result[to] = row
+        else:
+            result[to].append(row)
         print(json.dumps({"of": to} | row), flush=True)
         keep(result)
 
@@ -358,40 +401,49 @@ def measure(
             kind = "out of memory" if isinstance(error, torch.OutOfMemoryError) else type(error).__name__
             return {"error": f"{kind}: {str(error).partition(chr(10))[0]}"}
 
+    @functools.cache
+    def sample(size: int, mixture: str) -> tuple[Setup, Tensor]:
+        setup = prepare(Workload(1 << 10, EPISODES, steps, hidden=size, mixture=mixture, early_end=0.5))
+        return setup, next(rival for rival in here if rival.name == _YARDSTICK).build(setup)()
+
+    def judged(rival: Rival, size: int, mixture: str) -> dict[str, Any]:
+        setup, yardstick = sample(size, mixture)
+        return parity(setup, rival, yardstick)
+
+    def timed(rival: Rival, count: int, size: int, mixture: str) -> dict[str, Any]:
+        setup = prepare(Workload(count // EPISODES, EPISODES, steps, hidden=size, mixture=mixture))
+        return speed(setup, rival, result["ceilings"])
+
+    def compete(rival: Rival, size: int, mixture: str) -> None:
+        where = {"hidden": size, "mixture": mixture}
+        verdict = tried(judged, rival, size, mixture)
+        if "error" in verdict:
+            passed_over = verdict["error"] == _NO_TIME
+            verdict = {"passed": None if passed_over else False, "reason": verdict["error"]}
+        put({"rival": rival.name, "kind": rival.kind} | verdict | where, "parity")
+        for count in rollouts if verdict["passed"] else ():
+            put({"rival": rival.name, "rollouts": count} | where | tried(timed, rival, count, size, mixture), "speeds")
+
     for name, (kind, device) in optimizers.contestants(DEVICE).items():
         row = {"optimizer": name, "device": device}
-        add(row | tried(optimizers.generation, kind, device, quantiles), "optimizers")
+        put(row | tried(optimizers.generation, kind, device, quantiles), "optimizers")
     if missing() is None:
-        result["million"] = tried(million)
-        speeds = mixture_speeds(result["ceilings"])
-        while row := tried(next, speeds, {}):
-            add({"op": "all", "mixture": "all"} | row, "mixture")
-            if "error" in row:
-                break
-    for mixture in mixtures:
+        for mixture in mdn.MIXTURES:
+            for op in OPERATORS:
+                row = {"op": op, "mixture": mixture}
+                put(row | tried(mixture_speed, op, mixture, result["ceilings"], _BATCH), "mixture")
+        put(tried(million), "million")
+    for first in (True, False):
         for size in hidden:
-            where = {"hidden": size, "mixture": mixture}
-            sample = prepare(Workload(1 << 10, EPISODES, steps, **where, early_end=0.5))  # type: ignore[arg-type]
-            yardstick = next(rival for rival in here if rival.name == _YARDSTICK).build(sample)()
-            right = []
-            for rival in here:
-                verdict = tried(parity, sample, rival, yardstick)
-                if "error" in verdict:
-                    passed_over = verdict["error"] == _NO_TIME
-                    verdict = {"passed": None if passed_over else False, "reason": verdict["error"]}
-                add({"rival": rival.name, "kind": rival.kind} | verdict | where, "parity")
-                if verdict["passed"]:
-                    right.append(rival)
-            for count in rollouts:
-                setup = prepare(Workload(count // EPISODES, EPISODES, steps, **where))  # type: ignore[arg-type]
-                for rival in right:
-                    row = tried(speed, setup, rival, result["ceilings"])
-                    add({"rival": rival.name, "rollouts": count} | where | row, "speeds")
+            for mixture in mixtures:
+                for rival in here:
+                    if awaited(rival) == first:
+                        compete(rival, size, mixture)
     return result
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, and write gpu.json and gpu.md; 2 without a GPU, 1 if a rival or an optimiser of ours is wrong."""
+    """Measure, and write gpu.json and gpu.md; 2 without a GPU, 1 if anything of ours is wrong or raised."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path(), help="folder of gpu.json and gpu.md")
     parser.add_argument("--hidden", type=int, nargs="+", default=[256, 512])
@@ -424,9 +476,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def wrong(result: dict[str, Any]) -> bool:
-    """Whether an engine of ours or an optimiser failed its check or raised."""
-    engines = any(row["passed"] is False and row["kind"] == "engine" for row in result["parity"])
-    return engines or any(row.get("error", _NO_TIME) != _NO_TIME for row in result["optimizers"])
+    """Whether anything but a peer failed its check or raised; that no time was left for it is no failure."""
+    engines = [row for row in result["parity"] if row["kind"] == "engine"]
+    names = {row["rival"] for row in engines}
+    rows = [*result["mixture"], result["million"], *result["optimizers"]]
+    rows += [row for row in result["speeds"] if row["rival"] in names]
+    failed = any(row.get("error", _NO_TIME) != _NO_TIME for row in rows)
+    return failed or any(row["passed"] is False for row in engines)
 
 
 if __name__ == "__main__":

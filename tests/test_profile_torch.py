@@ -332,6 +332,13 @@ def test_the_command_shows_a_gpus_kernels(
     assert row["of_peak"] == pytest.approx(0.4)
     assert {"gflops", "intensity", "of_bandwidth", "flops", "seconds", "share", "calls"} <= row.keys()
     assert written["elementwise", None]["bytes"] is None
+    # The last line counts as the rows of the dream's kernels do.
+    whole = kernel_cost("rollout_kernel", prepare(Workload(**SIZES, mixture="per_dim")), "bf16", 1, 3 * 4 * 20)
+    assert whole is not None
+    assert written["rollout_kernel", None]["flops"] == whole.flops
+    rate = whole.flops / sum(row["seconds"] for row in written.values())
+    said = f"{rate / 1e9:,.0f} GFLOP/s of dense products, {100 * rate / ROOFS.flops:.0f} % of the machine's peak"
+    assert next(line for line in lines if line.startswith("all together")).endswith(said)
     assert (tmp_path / "roofline.png").stat().st_size > 0
     assert (tmp_path / "copy.json").read_text() == (tmp_path / "profile.json").read_text()
 

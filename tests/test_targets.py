@@ -22,7 +22,7 @@ def result(*speeds: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"parity": parity, "speeds": list(speeds), "mixture": [], "million": {}, "optimizers": []} | more
 
 
-def verdicts(measured: dict[str, Any]) -> dict[str, bool]:
+def verdicts(measured: dict[str, Any]) -> dict[str, bool | None]:
     return {target.name: target.reached for target in targets(measured)}
 
 
@@ -57,7 +57,7 @@ def test_an_engine_of_ours_is_no_peer_and_other_sizes_are_held_to_peers_alone() 
     small = [speed("triton steps bf16", 5e6, 1024), speed("torch bf16", 6e6, 1024), speed(GRAPH, 5.5e6, 1024)]
     found = targets(result(*small))
     assert [(target.name, target.reached, target.figure) for target in found] == [
-        ("no slower than any peer", False, f"0.91 times {GRAPH}"),
+        ("no slower than any peer", False, f"0.91 times {GRAPH}, the fastest of 1 timed"),
         ("8192 bytes a rollout", True, "5600"),
     ]
     assert found[0].where == "H 256, per_dim, 1024 rollouts"
@@ -69,6 +69,27 @@ def test_memory_is_judged_where_the_weights_share_is_least() -> None:
         "8192 bytes a rollout": True,
         "2^20 rollouts in 16 GB": False,
     }
+
+
+def test_memory_is_judged_at_the_papers_size_in_bf16_and_shown_elsewhere() -> None:
+    here = [
+        speed("triton persistent bf16", 1e8, bytes_per_rollout=5000.0),
+        speed("triton steps bf16", 1e8, bytes_per_rollout=9000.0),
+        speed("triton persistent fp32", 1e8, bytes_per_rollout=9500.0),
+        speed("triton persistent bf16", 1e8, hidden=512, bytes_per_rollout=9600.0),
+        speed("triton persistent bf16", 1e8, mixture="shared", bytes_per_rollout=8192.0),
+        speed("torch bf16", 1e8, bytes_per_rollout=1e6),
+    ]
+    found = [line for line in lines(result(*here)) if "bytes a rollout" in line]
+    assert found == [
+        "| 8192 bytes a rollout | triton steps bf16, H 256, per_dim, 16384 rollouts | 9000 | no |",
+        "| 8192 bytes a rollout | triton persistent bf16, H 256, per_dim, 16384 rollouts | 5000 | yes |",
+        "| 8192 bytes a rollout | triton persistent bf16, H 256, shared, 16384 rollouts | 8192 | yes |",
+        "| bytes a rollout | triton persistent fp32, H 256, per_dim, 16384 rollouts | 9500 | not judged: "
+        "8192 are asked of bf16 at H 256 |",
+        "| bytes a rollout | triton persistent bf16, H 512, per_dim, 16384 rollouts | 9600 | not judged: "
+        "8192 are asked of bf16 at H 256 |",
+    ]
 
 
 def test_the_mixture_is_judged_by_bytes_and_by_torch() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from kernel_device import device_of
 from oracle import Oracle
 
 from wm_engine import MDNRNN, ControllerSpec, DreamEngine, Starts
@@ -43,5 +44,5 @@ class World:
         return self.oracle.rollout(self.params.numpy(), *(None if s is None else s.numpy() for s in states), **plan)
 
     def got(self, backend: str, precision: str = "fp32", **plan: Any) -> Any:
-        engine = DreamEngine(self.m, self.spec, backend=backend, precision=precision)
+        engine = DreamEngine(self.m, self.spec, device_of(backend), backend, precision)
         return engine.rollout(self.params, self.starts, record=True, **plan)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from checker import check
+from kernel_device import device_of
 from world import World
 
 from wm_engine import ControllerSpec, DreamEngine, Starts
@@ -148,7 +149,7 @@ def test_records_are_the_rollout(population: Any) -> None:
 @pytest.mark.parametrize("squash", ["identity", "tanh", "argmax"])
 def test_a_rollout_that_overflows_fails_alone(backend: str, squash: str) -> None:
     world = World(squash=squash, candidates=4)
-    engine = DreamEngine(world.m, world.spec, backend=backend)
+    engine = DreamEngine(world.m, world.spec, device_of(backend), backend)
     plan = PLAN | {"max_steps": 10}
     sound = engine.rollout(world.params, world.starts, **plan)
     world.params[2] = 3e38
@@ -199,7 +200,7 @@ def test_bad_arguments_are_named(backend: str, change: dict[str, Any], error: ty
     world = World()
     arguments: dict[str, Any] = {"params": world.params, "starts": world.starts, "episodes": 1, "max_steps": 1} | change
     with pytest.raises(error, match=message):
-        DreamEngine(world.m, world.spec, backend=backend).rollout(**arguments)
+        DreamEngine(world.m, world.spec, device_of(backend), backend).rollout(**arguments)
 
 
 def test_another_memory_or_controller_is_refused() -> None:
@@ -212,7 +213,7 @@ def test_another_memory_or_controller_is_refused() -> None:
 
 def test_numpy_scalars_are_numbers(backend: str) -> None:
     world = World()
-    engine = DreamEngine(world.m, world.spec, backend=backend)
+    engine = DreamEngine(world.m, world.spec, device_of(backend), backend)
     scalars: Any = (np.int64(2), np.int32(3), np.float32(1.0), np.uint64(7))
     one = engine.rollout(world.params, world.starts, *scalars)
     two = engine.rollout(world.params, world.starts, 2, 3, 1.0, 7)
@@ -221,7 +222,7 @@ def test_numpy_scalars_are_numbers(backend: str) -> None:
 
 def test_non_finite_params_and_empty_populations_are_refused(backend: str) -> None:
     world = World()
-    engine = DreamEngine(world.m, world.spec, backend=backend)
+    engine = DreamEngine(world.m, world.spec, device_of(backend), backend)
     with pytest.raises(ValueError, match=r"params must have shape \[P, \d+\], but had \[0, "):
         engine.rollout(world.params[:0], world.starts, episodes=1, max_steps=1)
     world.params[0, 0] = torch.nan

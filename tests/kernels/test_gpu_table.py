@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -86,10 +88,195 @@ def test_what_fails_is_a_row_and_the_others_are_measured() -> None:
     assert speeds["torch fp32", 64]["bytes_per_rollout"] == 100.0
     assert speeds["peer large", 32]["steps_per_second"] > 0.0
     assert speeds["peer large", 64]["error"] == "out of memory: Tried to allocate 2 GiB"
-    # Written after every row.
-    assert len(kept) == 9
-    assert "| 8 | shared | 64 | peer large | out of memory: Tried to allocate 2 GiB | | | |" in kept[-1]
-    assert "peer large | out of memory" not in kept[-2]
+    # Written at once, and after every row.
+    assert len(kept) == 1 + 9
+    assert kept[0].splitlines()[0] == "device a CPU"
+    assert "| 8 | shared | 64 | peer large | out of memory: Tried to allocate 2 GiB | | | |" in kept[-2]
+    assert "peer large | out of memory" not in kept[-3]
+
+
+def ranked(field: list[Rival], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the contestants, where ``rivals`` finds these and Triton is here."""
+    monkeypatch.setattr(gpu, "rivals", lambda device: (field, {}))
+    monkeypatch.setattr(gpu, "missing", lambda: None)
+    return [rival.name for rival in gpu.contestants()[0]]
+
+
+def test_those_that_targets_rest_on_come_first_then_ours_then_the_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = next(rival for rival in rivals("cpu")[0] if rival.name == "torch fp32")
+    kinds = {"engine": ("triton", "torch"), "peer": ("torch eager, batched", "torch, CUDA graph")}
+    names = [(f"{name} {precision}", kind) for kind in kinds for name in kinds[kind] for precision in ("fp32", "bf16")]
+    field = [replace(sound, name=name, kind=kind, precision=name.split()[-1]) for name, kind in names]
+    field.append(replace(sound, name="one by one", kind="peer", sample=1))
+    assert ranked(field, monkeypatch) == [
+        "triton persistent bf16", "triton steps bf16", "torch eager, batched bf16",
+        "triton bf16", "triton persistent fp32", "triton steps fp32", "triton fp32",
+        "torch, CUDA graph bf16", "torch eager, batched fp32", "torch, CUDA graph fp32",
+        "torch bf16", "torch fp32",
+    ]  # fmt: skip
+
+
+FORMS = ("triton persistent bf16", "triton steps bf16")
+EAGER, GRAPH = "torch eager, batched bf16", "torch, CUDA graph bf16"
+
+
+@pytest.fixture
+def sound_field(without_a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> list[Rival]:
+    """Rivals that are right, in the order of the contestants."""
+    sound = {rival.precision: rival for rival in rivals("cpu")[0] if rival.name in ("torch fp32", "torch bf16")}
+    field = [replace(sound["bf16"], name=name) for name in FORMS]
+    field += [replace(sound["bf16"], name=name, kind="peer", record=None) for name in (EAGER, GRAPH)]
+    field.append(sound["fp32"])
+    monkeypatch.setattr(gpu, "contestants", lambda: (field, {}))
+    return field
+
+
+@pytest.mark.usefixtures("sound_field")
+def test_what_targets_rest_on_is_checked_and_timed_at_every_size_before_the_rest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "parity", lambda *arguments: {"passed": True, "reason": ""})
+    gpu.measure([8, 9], [32, 64], ["shared", "per_dim"], 4, lambda now: None, lambda: 1.0)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    order = [(row["rival"], row["hidden"], row["mixture"], row["of"], row.get("rollouts")) for row in rows]
+    assert order == [
+        (name, hidden, mixture, *what)
+        for names in ((*FORMS, EAGER), (GRAPH, "torch fp32"))
+        for hidden in (8, 9)
+        for mixture in ("shared", "per_dim")
+        for name in names
+        for what in (("parity", None), ("speeds", 32), ("speeds", 64))
+    ]
+    assert not any("error" in row for row in rows)
+
+
+@pytest.mark.usefixtures("sound_field")
+def test_when_time_runs_out_ours_have_been_timed() -> None:
+    # As many things are begun as stand in the list: three of them checked and timed, in two sizes.
+    seconds = iter([1.0] * 12)
+    result = gpu.measure([8, 9], [32], ["shared"], 4, lambda now: None, lambda: next(seconds, 0.0))
+    timed = [(row["rival"], row["hidden"]) for row in result["speeds"] if "error" not in row]
+    assert timed == [(name, hidden) for hidden in (8, 9) for name in (*FORMS, EAGER)]
+    late = [row for row in result["parity"] if row["passed"] is None]
+    assert {(row["rival"], row["reason"]) for row in late} == {(GRAPH, gpu._NO_TIME), ("torch fp32", gpu._NO_TIME)}
+    assert not gpu.wrong(result)
+    # The table stands by size all the same.
+    table = gpu.markdown(result)
+    places = [table.index(f"| {name} | {hidden} | shared |") for hidden in (8, 9) for name in (*FORMS, EAGER, GRAPH)]
+    assert places == sorted(places)
+
+
+@pytest.mark.usefixtures("sound_field")
+def test_a_yardstick_that_fails_is_a_row_of_everyone(monkeypatch: pytest.MonkeyPatch) -> None:
+    field, absent = gpu.contestants()
+
+    def broken(setup: Setup) -> Callable[[], Tensor]:
+        raise RuntimeError("no driver")
+
+    monkeypatch.setattr(gpu, "contestants", lambda: ([*field[:-1], replace(field[-1], build=broken)], absent))
+    result = gpu.measure([8], [32], ["shared"], 4, lambda now: None, lambda: 1.0)
+    assert [row["reason"] for row in result["parity"]] == ["RuntimeError: no driver"] * 5
+    assert gpu.wrong(result)
+
+
+class Killed(BaseException):
+    """The end of the process, which nobody catches."""
+
+
+def test_what_was_measured_is_on_disk_when_the_process_dies(
+    sound_field: list[Rival],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fatal(setup: Setup) -> Callable[[], Tensor]:
+        raise Killed
+
+    field = [*sound_field[:3], replace(sound_field[3], build=fatal), sound_field[4]]
+    monkeypatch.setattr(gpu, "contestants", lambda: (field, {}))
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu.kernels, "interpreted", lambda: False)
+    chosen = ["--hidden", "8", "--rollouts", "32", "64", "--mixtures", "shared", "--steps", "4"]
+    with pytest.raises(Killed):
+        gpu.main(["--out", str(tmp_path), *chosen])
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    assert len(printed) == 9
+    assert [{"of": "speeds"} | row for row in written["speeds"]] == [row for row in printed if row["of"] == "speeds"]
+    assert len(written["parity"]) == 3
+    assert "| 8 | shared | 64 | torch eager, batched bf16 |" in (tmp_path / "gpu.md").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu.json", "gpu.md"]
+
+
+NOTHING: dict[str, Any] = {"parity": [], "speeds": [], "mixture": [], "million": {}, "optimizers": []}
+RIVALS = [
+    {"rival": "triton steps bf16", "kind": "engine", "passed": True},
+    {"rival": GRAPH, "kind": "peer", "passed": False},
+]
+
+
+@pytest.mark.parametrize(
+    ("what", "fails"),
+    [
+        ({}, False),
+        ({"mixture": [{"op": "sample", "mixture": "shared", "error": "WrongResultError: off"}]}, True),
+        ({"mixture": [{"op": "sample", "mixture": "shared", "error": gpu._NO_TIME}]}, False),
+        ({"million": {"error": "out of memory: Tried to allocate 2 GiB"}}, True),
+        ({"million": {"error": gpu._NO_TIME}}, False),
+        ({"million": {"gigabytes": 4.0}}, False),
+        ({"speeds": [{"rival": "triton steps bf16", "error": "RuntimeError: no"}]}, True),
+        ({"speeds": [{"rival": "triton steps bf16", "error": gpu._NO_TIME}]}, False),
+        ({"speeds": [{"rival": GRAPH, "error": "RuntimeError: no"}]}, False),
+    ],
+)
+def test_whatever_of_ours_is_wrong_or_raises_fails_the_run(what: dict[str, Any], fails: bool) -> None:
+    assert gpu.wrong(NOTHING | {"parity": RIVALS} | what) == fails
+
+
+@pytest.mark.usefixtures("sound_field")
+def test_every_operator_and_mixture_is_measured_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = gpu.registered.mdn_nll
+
+    def wrong_where_shared(logits: Tensor, *parts: Tensor) -> Tensor:
+        return sound(logits, *parts) + (1.0 if logits.shape[1] == 1 else 0.0)
+
+    def no_kernel(*arguments: Any) -> Tensor:
+        raise RuntimeError("no kernel\nmore")
+
+    monkeypatch.setattr(gpu, "missing", lambda: None)
+    monkeypatch.setattr(gpu, "million", lambda: {"gigabytes": 4.0})
+    monkeypatch.setattr(gpu, "_BATCH", 100)
+    monkeypatch.setattr(gpu.registered, "mdn_nll", wrong_where_shared)
+    result = gpu.measure([], [], [], 4, lambda now: None, lambda: 1.0)
+    nll, sample = gpu.OPERATORS
+    rows = {(row["op"], row["mixture"]): row for row in result["mixture"]}
+    assert list(rows) == [(nll, "shared"), (sample, "shared"), (nll, "per_dim"), (sample, "per_dim")]
+    assert rows[nll, "shared"]["error"].startswith("WrongResultError: nll shared: output 0 is 1 off")
+    assert all("error" not in rows[key] and rows[key]["of_copy"] > 0.0 for key in rows if key != (nll, "shared"))
+    assert gpu.wrong(result)
+    table = gpu.markdown(result)
+    assert f"| {nll} | shared | WrongResultError: nll shared: output 0 is 1 off" in table
+    monkeypatch.setattr(gpu.registered, "mdn_sample", no_kernel)
+    result = gpu.measure([], [], [], 4, lambda now: None, lambda: 1.0)
+    assert [row.get("error", "") for row in result["mixture"]][1::2] == ["RuntimeError: no kernel"] * 2
+    hurried = gpu.measure([], [], [], 4, lambda now: None, lambda: 0.0)
+    assert [row["error"] for row in hurried["mixture"]] == [gpu._NO_TIME] * 4
+    assert not gpu.wrong(hurried)
+
+
+@pytest.mark.usefixtures("sound_field")
+def test_a_million_rollouts_that_fail_are_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def large() -> dict[str, Any]:
+        raise torch.OutOfMemoryError("Tried to allocate 20 GiB\nmore")
+
+    kept: list[str] = []
+    monkeypatch.setattr(gpu, "missing", lambda: None)
+    monkeypatch.setattr(gpu, "million", large)
+    monkeypatch.setattr(gpu, "OPERATORS", {})
+    result = gpu.measure([], [], [], 4, lambda now: kept.append(gpu.markdown(now)), lambda: 1.0)
+    assert "2^20 rollouts in bf16: out of memory: Tried to allocate 20 GiB" in kept[-1]
+    assert len(kept) == 2
+    assert gpu.wrong(result)
 
 
 @pytest.mark.usefixtures("without_a_gpu")
@@ -137,7 +324,8 @@ def test_what_there_is_no_time_for_is_named() -> None:
 @pytest.mark.usefixtures("without_a_gpu")
 def test_the_mixtures_bytes_are_those_that_must_move(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "device_quantiles", lambda run, **how: {"p50": 1e-9})
-    shares = {(row["op"], row["mixture"]): row["of_copy"] for row in gpu.mixture_speeds(LIMITS, 100)}
+    cases = [(op, mixture) for mixture in ("shared", "per_dim") for op in gpu.OPERATORS]
+    shares = {case: gpu.mixture_speed(*case, LIMITS, 100)["of_copy"] for case in cases}
     # Floats a row: K logits (per_dim: for each dimension), means and log standard deviations of 32 x 5, target of 32.
     forward = {"shared": 5 + 320 + 32, "per_dim": 160 + 320 + 32}
     # A draw: all logits, the chosen means and log standard deviations or all of them, counters of 3 x 2, z.
@@ -154,7 +342,7 @@ def test_wrong_draws_get_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "device_quantiles", lambda run, **how: {"p50": 1e-9})
     monkeypatch.setattr(gpu.registered, "mdn_sample", lambda *arguments: sound(*arguments) + 1e-3)
     with pytest.raises(WrongResultError, match="sample shared"):
-        list(gpu.mixture_speeds(LIMITS, 100))
+        gpu.mixture_speed("sample", "shared", LIMITS, 100)
 
 
 def test_the_table_holds_what_was_measured() -> None:

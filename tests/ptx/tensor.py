@@ -195,7 +195,9 @@ def _words(block: Block, place: int, rows: int, columns: int, thread: int, now: 
 
 def _commit(form: Form) -> Run:
     """What its thread began tells a barrier once it is done."""
-    if form.words[2:] != ("cta_group::1", "mbarrier::arrive::one", "shared::cluster", "b64"):
+    # Without a word for the memory too, Triton gives the place in shared memory.
+    where = tuple(word for word in form.words[2:] if word != "shared::cluster")
+    if where != ("cta_group::1", "mbarrier::arrive::one", "b64"):
         raise form.refusal()
     address = form.address(form.operands[0])
 
