@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from functools import cache
 
 import torch
 
@@ -27,6 +28,27 @@ def missing() -> str | None:
             major, minor = torch.cuda.get_device_capability(device)
             reason = reason or too_old_for("cuda", 10 * major + minor)
     return reason
+
+
+def unfit(device: torch.device) -> str | None:
+    """Why kernels that are not missing cannot run on ``device`` even so, or None where they can."""
+    if device.type != "cuda":
+        return None
+    if interpreted():
+        return "TRITON_INTERPRET is set, under which the kernels run on the CPU alone"
+    return _driver_fault()
+
+
+@cache
+def _driver_fault() -> str | None:
+    """Why Triton cannot begin to use a GPU, or None: it builds its driver with a C compiler when it is first asked."""
+    import triton
+
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except Exception as error:  # whatever keeps it from starting
+        return f"Triton's driver does not start: {error}"
+    return None
 
 
 def triton_version() -> str | None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from world import World
 
 from wm_engine import MDNRNN, ControllerSpec, kernels
 from wm_engine.dream import crossover as module
+from wm_engine.dream import triton_backend
 from wm_engine.dream.crossover import SIZES, cache_file, crossover
 from wm_engine.dream.triton_backend import TritonBackend
 
@@ -91,3 +95,31 @@ def test_an_answer_is_kept_for_one_device_versions_and_sizes(monkeypatch: pytest
     keys = {TritonBackend(MDNRNN(hidden=h), ControllerSpec(hidden=h), cpu, precision)._key() for h, precision in cases}
     assert len(keys) == len(cases)
     assert all(f"triton {triton.__version__}, torch {torch.__version__}" in key for key in keys)
+
+
+def test_threads_that_ask_at_once_get_one_answer() -> None:
+    measured = []
+
+    def seconds(form: str, rollouts: int) -> float:
+        measured.append(form)
+        time.sleep(0.005)
+        return float(len(measured) if form == "persistent" else 5.0)  # another answer for whoever measures later
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: crossover("a", seconds), range(2))
+    assert first == second == SIZES[0]
+    assert measured == ["persistent", "steps"]
+
+
+@pytest.mark.parametrize("mixture", ["shared", "per_dim"])
+def test_dreams_that_are_measured_do_not_end_early(mixture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    world = World(mixture)
+    world.m.state_dict()["head.bias"][-1] += 20.0  # every episode would end at once
+    backend = TritonBackend(world.m, world.spec, torch.device("cpu"))
+    monkeypatch.setattr(triton_backend, "_MEASURED_STEPS", 3)
+    monkeypatch.setattr(triton_backend, "_best_seconds", lambda run, device: run() or 1.0)
+    tasks, persistent = [], backend._launch.persistent
+    monkeypatch.setattr(backend._launch, "persistent", lambda *given: tasks.append(given[-1]) or persistent(*given))
+    backend._seconds("persistent", 16)
+    assert tasks[0].lengths.tolist() == [3] * 16

@@ -98,6 +98,58 @@ def test_a_gpu_that_this_triton_cannot_compile_for_is_named(monkeypatch: pytest.
     assert kernels.missing() is None
 
 
+def test_the_interpreter_takes_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    world, gpu = World(), torch.device("cuda")
+    assert kernels.interpreted()
+    assert kernels.unfit(torch.device("cpu")) is None
+    monkeypatch.setattr(engine, "check_device", lambda name, device: device)
+    assert engine._choose("auto", gpu, "fp32", world.m, world.spec).name == "torch"
+    with pytest.raises(RuntimeError, match=r"'triton' is not available on cuda: TRITON_INTERPRET is set"):
+        engine._choose("triton", gpu, "fp32", world.m, world.spec)
+
+
+def test_a_triton_that_cannot_start_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("triton")
+
+    class Driver:
+        @property
+        def active(self) -> Any:
+            raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(triton.runtime, "driver", Driver())
+    kernels._driver_fault.cache_clear()
+    assert kernels.unfit(torch.device("cuda")) == "Triton's driver does not start: Failed to find C compiler"
+    kernels._driver_fault.cache_clear()
+
+
+def test_cuda_without_a_number_is_the_gpu_that_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert engine._checked_devices(["cuda", "cuda:0"]) == (torch.device("cuda", 1), torch.device("cuda", 0))
+    with pytest.raises(ValueError, match="devices must be different GPUs, but were cuda:1, cuda:1"):
+        engine._checked_devices(["cuda", "cuda:1"])
+
+
+def test_gpus_of_two_models_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "AB"[device.index])
+    first, second = (torch.device("cuda", place) for place in (0, 1))
+    engine._check_alike([first])
+    with pytest.raises(ValueError, match=r"GPUs of one model, for equal results, but were cuda:0 \(A\), cuda:1 \(B\)"):
+        engine._check_alike([first, second])
+
+
+def test_no_memory_for_the_weights_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    world = World()
+    monkeypatch.setattr("wm_engine.dream.torch_backend.TorchBackend.__init__", full)
+    with pytest.raises(DeviceMemoryError, match=r"M's weights .* on cpu: CUDA out of memory\. Tried .* 2\.00 GiB\.$"):
+        DreamEngine(world.m, world.spec, backend="torch")
+
+
 def test_auto_falls_back_and_says_so_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     world = World()
     monkeypatch.setattr(engine, "check_device", lambda name, device: device)

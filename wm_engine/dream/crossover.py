@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ SIZES = (1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15)
 """Numbers of rollouts at which the forms are compared."""
 
 _known: dict[str, int] = {}
+_measuring = threading.Lock()
 
 
 def cache_file() -> Path:
@@ -40,16 +42,18 @@ def crossover(key: str, seconds: Callable[[str, int], float]) -> int:
     key : names all that the answer depends on: device, versions, sizes, settings
     seconds : the time of "persistent" or "steps" at a number of rollouts; asked only where no answer is kept
 
-    A file that cannot be read is passed over, one that cannot be written left alone; both are logged.
+    A file that cannot be read is passed over, one that cannot be written left alone; both are logged. Threads that ask
+    at once, for several devices of a kind, wait for one of them to measure, and get the same answer.
     """
-    if key not in _known:
-        kept = _read()
-        if key not in kept:
-            kept[key] = next((n for n in SIZES if seconds("persistent", n) <= seconds("steps", n)), 2 * SIZES[-1])
-            _log.info("triton: one persistent kernel from %d rollouts on, as measured", kept[key])
-            _write(kept)
-        _known[key] = kept[key]
-    return _known[key]
+    with _measuring:
+        if key not in _known:
+            kept = _read()
+            if key not in kept:
+                kept[key] = next((n for n in SIZES if seconds("persistent", n) <= seconds("steps", n)), 2 * SIZES[-1])
+                _log.info("triton: one persistent kernel from %d rollouts on, as measured", kept[key])
+                _write(kept)
+            _known[key] = kept[key]
+        return _known[key]
 
 
 def _read() -> dict[str, int]:

@@ -6,12 +6,14 @@ import copy
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from wm_engine import kernels
 from wm_engine.checks import (
     FLOAT32_MAX,
     as_device,
@@ -46,6 +48,7 @@ class BackendEntry:
 
     by_name : devices where it runs too, but only where it is asked for by name
     refuses : why it cannot dream this memory and controller, or None
+    unfit : why it cannot use this device, of a kind that it runs on, or None
     """
 
     name: str
@@ -55,6 +58,7 @@ class BackendEntry:
     make: Callable[..., Backend]
     by_name: tuple[str, ...] = ()
     refuses: Callable[[MDNRNN, ControllerSpec], str | None] = lambda m, c: None
+    unfit: Callable[[torch.device], str | None] = lambda device: None
 
 
 def _cpp_missing() -> str | None:
@@ -72,6 +76,7 @@ BACKENDS = (
         TritonBackend,
         by_name=("cpu",),
         refuses=triton_backend.beyond_limits,
+        unfit=kernels.unfit,
     ),
     BackendEntry("torch", ("cpu", "cuda", "mps"), tuple(DTYPES), lambda: None, TorchBackend),
 )
@@ -101,8 +106,8 @@ class DreamEngine:
     num_threads : of the ``cpp`` backend; None takes every core this process may use
 
     Raises ValueError for sizes that do not match, non-finite weights, a device that is not here, or a backend that
-    cannot do what is asked; RuntimeError for one that is not installed here. No backend is ever taken silently in
-    place of an explicit choice.
+    cannot do what is asked; RuntimeError for one that is not installed here; DeviceMemoryError where the device has no
+    memory for M. No backend is ever taken silently in place of an explicit choice.
     """
 
     def __init__(
@@ -134,11 +139,21 @@ class DreamEngine:
         entry = _choose(backend, self.device, precision, m, c)
         for other in self.devices[1:]:
             check_device("device", other)
+        _check_alike(self.devices)
         # Only a launch shows whether Triton's kernels fit the device: M is kept, as it is now, for the next backend.
         self._spare = copy.deepcopy(m) if backend == "auto" and entry.name == "triton" else None
         self.backend = entry.name
         options: dict[str, Any] = {"num_threads": num_threads} if entry.name == "cpp" else {}
-        self._backends: list[Backend] = [entry.make(m, c, where, precision, **options) for where in self.devices]
+        self._backends = self._made(entry, m, **options)
+
+    def _made(self, entry: BackendEntry, m: MDNRNN, **options: Any) -> list[Backend]:
+        """A backend on each device."""
+        try:
+            return [entry.make(m, self.controller, where, self.precision, **options) for where in self.devices]
+        except torch.OutOfMemoryError as error:
+            shown = str(error).partition("\n")[0]
+            devices = ", ".join(map(str, self.devices))
+            raise DeviceMemoryError(f"M's weights take more memory than is free on {devices}: {shown}") from None
 
     def rollout(
         self,
@@ -243,7 +258,7 @@ class DreamEngine:
         later = BACKENDS[names.index(self.backend) + 1 :]
         entry = _first_fitting(later, self.device, self.precision, m, self.controller)
         self.backend = entry.name
-        self._backends = [entry.make(m, self.controller, where, self.precision) for where in self.devices]
+        self._backends = self._made(entry, m)
 
     def _split(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
         """Every device dreams its share of the candidates, in a thread of its own."""
@@ -253,11 +268,19 @@ class DreamEngine:
             for backend, part in zip(self._backends, parts, strict=False)
         ]
 
-        def dream(backend: Backend, share: Tensor, its_plan: RolloutPlan) -> DreamOutput:
-            return backend.rollout(share, starts, its_plan)
-
         if len(work) == 1:
-            return dream(*work[0])
+            backend, share, its_plan = work[0]
+            return backend.rollout(share, starts, its_plan)
+        # A thread begins with the default streams, but whoever called may have made the parameters on others.
+        cuda = self.device.type == "cuda"
+        streams = [torch.cuda.current_stream(where) for where in self.devices] if cuda else []
+
+        def dream(backend: Backend, share: Tensor, its_plan: RolloutPlan) -> DreamOutput:
+            with ExitStack() as stack:
+                for stream in streams:
+                    stack.enter_context(torch.cuda.stream(stream))
+                return backend.rollout(share, starts, its_plan)
+
         with ThreadPoolExecutor(len(work)) as pool:
             return join(list(pool.map(dream, *zip(*work, strict=True))), self.device)
 
@@ -265,10 +288,28 @@ class DreamEngine:
 def _checked_devices(devices: Sequence[str | torch.device]) -> tuple[torch.device, ...]:
     if isinstance(devices, str) or len(devices) == 0:
         raise ValueError(f"devices must be a sequence of at least one device, but was {devices!r}")
-    known = [as_device("device", device) for device in devices]
+    known = [_indexed(as_device("device", device)) for device in devices]
+    shown = ", ".join(map(str, known))
     if len({device.type for device in known}) > 1:
-        raise ValueError(f"devices must be of one kind, but were {', '.join(map(str, known))}")
+        raise ValueError(f"devices must be of one kind, but were {shown}")
+    if known[0].type == "cuda" and len(set(known)) < len(known):
+        raise ValueError(f"devices must be different GPUs, but were {shown}")
     return tuple(known)
+
+
+def _indexed(device: torch.device) -> torch.device:
+    """The GPU that "cuda" stands for now: later another one may be current, but the weights will be on this one."""
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _check_alike(devices: Sequence[torch.device]) -> None:
+    """ValueError where GPUs are of several models, whose kernels, and so whose bits, may differ."""
+    names = {str(device): torch.cuda.get_device_name(device) for device in devices if device.type == "cuda"}
+    if len(set(names.values())) > 1:
+        shown = ", ".join(f"{device} ({name})" for device, name in names.items())
+        raise ValueError(f"devices must be GPUs of one model, for equal results, but were {shown}")
 
 
 def _choose(backend: str, device: torch.device, precision: str, m: MDNRNN, c: ControllerSpec) -> BackendEntry:
@@ -288,6 +329,9 @@ def _choose(backend: str, device: torch.device, precision: str, m: MDNRNN, c: Co
     if reason is not None:
         raise RuntimeError(f"backend {backend!r} is not available here: {reason}")
     check_device("device", device)
+    reason = entry.unfit(device)
+    if reason is not None:
+        raise RuntimeError(f"backend {backend!r} is not available on {device}: {reason}")
     reason = entry.refuses(m, c)
     if reason is not None:
         raise ValueError(f"backend {backend!r} cannot dream this: {reason}")
@@ -300,7 +344,7 @@ def _first_fitting(
     """The first of these that is here and can dream this; which it is, and why others are not, is logged once."""
     for entry in entries:
         if device.type in entry.devices and precision in entry.precisions:
-            reason = entry.missing() or entry.refuses(m, c)
+            reason = entry.missing() or entry.unfit(device) or entry.refuses(m, c)
             if reason is None:
                 _log_once(f"backend: {entry.name} ({device.type}, {precision})")
                 return entry

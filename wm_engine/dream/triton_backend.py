@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -162,8 +163,12 @@ class TritonBackend:
         return f"{name}; {versions}; {mixture}; {dtype}; {sizes}; {self._model.settings}; {self._shape}"
 
     def _seconds(self, form: str, rollouts: int) -> float:
-        """How long a form takes for this many rollouts of the measured length."""
+        """How long a form takes for this many rollouts of the measured length, of which none ends early: the answer is
+        kept for all M of these sizes."""
         spec, device = self._spec, self._device
+        biases = self._model.tensors["control_biases"].clone()
+        biases[(self._model.sizes["mixtures"] if self._model.shared else 0) + 1] = -1e30  # of the end
+        model = replace(self._model, tensors=self._model.tensors | {"control_biases": biases})
         candidates = rollouts // _EPISODES
         params = torch.zeros(candidates, spec.num_params, device=device)
         z, h = (torch.zeros(rollouts, n, device=device) for n in (spec.latent, spec.hidden))
@@ -173,8 +178,8 @@ class TritonBackend:
             torch.empty_like(lengths), None, rollouts, _MEASURED_STEPS, 1.0, (0, 0), 0, True, False, True,
         )  # fmt: skip
         if form == "persistent":
-            return _best_seconds(lambda: self._launch.persistent(self._model, self._controllers, task), device)
-        stepper = self._launch.Stepper(self._model, self._controllers, task)
+            return _best_seconds(lambda: self._launch.persistent(model, self._controllers, task), device)
+        stepper = self._launch.Stepper(model, self._controllers, task)
         return _best_seconds(lambda: stepper.run(task), device)
 
 

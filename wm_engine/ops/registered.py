@@ -253,7 +253,7 @@ def _sample_cuda(
 
 def _triton_for(means: Tensor) -> Any:
     """``wm_engine.kernels.mdn`` where it can take heads with these means [B, Z, K], or None."""
-    if kernels.missing() is not None:
+    if kernels.missing() is not None or kernels.unfit(means.device) is not None:
         return None
     from wm_engine.kernels import mdn as fused
 
