@@ -3,9 +3,9 @@
 For each kernel and target: it compiles; matrix instructions are there where it has matrix products (wgmma on sm_90,
 tcgen05 on sm_100, mma on sm_80, mfma on gfx942), and no two groups of warps make the same part of one; no trigonometry
 with a slow path; no registers spilled; shared memory suffices. Prints registers, spills and shared memory; exit status
-1 if anything falls short. The settings of other sizes (``--hidden``) and of float32 (``--precision``) have to fit, no
-more: spills and missing matrix instructions are no failures there. Nor are spills by versions of Triton before
-NO_SPILLS_SINCE.
+1 if anything falls short. The settings of other sizes (``--hidden``, ``--latent``) and of float32 (``--precision``)
+have to fit, no more: spills and missing matrix instructions are no failures there. Nor are spills by versions of Triton
+before NO_SPILLS_SINCE.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _WARPS_DOWN_A_PRODUCT = re.compile(r"nvidia_mma<\{versionMajor = 3[^}]*warpsPerC
 SHARED_MEMORY = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 NO_SPILLS_SINCE = (3, 9)
 """The version of Triton that the default settings were chosen with."""
-_HIDDEN = 256
+_HIDDEN, _LATENT = 256, 32
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
 
@@ -69,13 +69,17 @@ class Compiled:
     layouts: str
 
 
-def cases(target: str, hidden: int = _HIDDEN, dtype: torch.dtype = torch.bfloat16) -> Iterator[Case]:
-    """The kernels at the paper's sizes but for H, with products in ``dtype``, with the target's default settings."""
-    latent, action, mixtures, candidates, episodes = 32, 3, 5, 4, 16
+def cases(
+    target: str, hidden: int = _HIDDEN, dtype: torch.dtype = torch.bfloat16, latent: int = _LATENT
+) -> Iterator[Case]:
+    """The kernels at the paper's sizes but for H and Z, products in ``dtype``, with the target's default settings."""
+    action, mixtures, candidates, episodes = 3, 5, 4, 16
     gpu = TARGETS[target]
-    settings = launch.default_settings(gpu.backend, gpu.arch, hidden, dtype)
-    tuned = hidden == _HIDDEN and dtype == torch.bfloat16
-    size_of = "" if hidden == _HIDDEN else f" H={hidden}"
+    settings = launch.default_settings(gpu.backend, gpu.arch, hidden, latent + action, dtype)
+    tuned = (hidden, latent, dtype) == (_HIDDEN, _LATENT, torch.bfloat16)
+    size_of = "".join(
+        f" {name}={n}" for name, n, usual in (("H", hidden, _HIDDEN), ("Z", latent, _LATENT)) if n != usual
+    )
     ints, longs, floats = (torch.zeros(64, dtype=dtype) for dtype in (torch.int32, torch.int64, torch.float32))
     for mixture, choices in (("shared", 1), ("per_dim", latent)):
         shapes = [(choices, mixtures), (latent, mixtures), (latent, mixtures), (), ()]
@@ -205,7 +209,7 @@ def _resource_usage(cubin: bytes) -> str:
 
 def _examine(case: Case, target: str) -> tuple[str, bool]:
     """A row about one kernel on one target, and whether nothing falls short."""
-    start = f"{target:<8}{case.label:<26}"
+    start = f"{target:<8}{case.label:<30}"
     try:
         compiled = compile_case(case, target)
     except Exception as error:  # whatever a compiler raises is what is to be said of it
@@ -221,13 +225,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), metavar="TARGET")
     parser.add_argument("--only", default="", help="only kernels whose label holds this")
     parser.add_argument("--hidden", type=int, nargs="+", default=[_HIDDEN], help="H of the dream's kernels")
+    parser.add_argument("--latent", type=int, default=_LATENT, help="Z")
     parser.add_argument("--precision", choices=_PRECISIONS, default="bf16", help="of the dream's products")
     chosen = parser.parse_args(arguments)
     if interpreted():
         print("TRITON_INTERPRET is set, under which nothing is compiled: unset it", file=sys.stderr)
         return 1
     print(f"Triton {triton_version()}; bytes; registers and spills are a thread's")
-    print(f"{'target':<8}{'kernel':<26}{'registers':>10}{'spilled':>9}{'shared':>9}  verdict")
+    print(f"{'target':<8}{'kernel':<30}{'registers':>10}{'spilled':>9}{'shared':>9}  verdict")
     failed = 0
     for target in chosen.targets:
         too_old = too_old_for(TARGETS[target].backend, TARGETS[target].arch)
@@ -235,7 +240,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{target:<8}{too_old}", flush=True)
             failed += 1
             continue
-        wanted = (case for hidden in chosen.hidden for case in cases(target, hidden, _PRECISIONS[chosen.precision]))
+        sizes = ((hidden, _PRECISIONS[chosen.precision], chosen.latent) for hidden in chosen.hidden)
+        wanted = (case for size in sizes for case in cases(target, *size))
         for case in wanted:
             if chosen.only not in case.label:
                 continue

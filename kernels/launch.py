@@ -40,8 +40,10 @@ class Settings:
     dot: str = "ieee"
 
 
-def default_settings(backend: str, arch: int | str, hidden: int, dtype: torch.dtype) -> Settings:
+def default_settings(backend: str, arch: int | str, hidden: int, inputs: int, dtype: torch.dtype) -> Settings:
     """For a target of Triton: backend "cuda" | "hip", arch 80, 90, ... or "gfx942"; any other backend interprets.
+
+    hidden, inputs : M's H, and Z + A
 
     At the paper's size in 16 bits, the largest tile whose kernels spill no registers (TUNING.md has the trials), and of
     which two fit on a multiprocessor of sm_80 and sm_90: one's products then take turns with the other's cells. On
@@ -66,6 +68,8 @@ def default_settings(backend: str, arch: int | str, hidden: int, dtype: torch.dt
             if size <= 256:
                 return Settings(rows=64, units=8, dims=16, num_stages=stages, dot="tf32x3")
             if size <= 512:
+                # Wider tiles of [z, a] leave shared memory for one stage.
+                stages = stages if padded(inputs) <= 64 else 1
                 return Settings(rows=128, units=8, dims=16, depth=64, num_warps=8, num_stages=stages, dot="tf32x3")
             return replace(by_parts, rows=64, units=8, num_warps=4)
         return Settings(rows=32, dims=16, dot="tf32x3") if size <= 256 else replace(by_parts, rows=32, units=8)

@@ -103,11 +103,28 @@ def test_auto_goes_over_to_the_next_backend_and_says_so_once(
             assert torch.equal(got.returns, want.returns)
             assert torch.equal(got.z, want.z)
             assert one.backend == "torch"
-    assert kernel.launches == len(devices)
+    assert kernel.launches == 2 * len(devices)  # both forms
     said = [record.getMessage() for record in caplog.records]
     assert said[0] == "backend: triton (cpu, fp32)"
-    assert said[1].startswith("backend triton is passed over: backend 'triton' cannot dream latent 5, hidden 9")
-    assert said[2:] == ["backend: torch (cpu, fp32)"]
+    for message in said[1 : 1 + len(devices)]:
+        assert message.startswith("triton: step by step from now on: the persistent kernel does not fit cpu: out of")
+    assert said[-2].startswith("backend triton is passed over: backend 'triton' cannot dream latent 5, hidden 9")
+    assert said[-1] == "backend: torch (cpu, fp32)"
+    assert len(said) == 3 + len(devices)
+
+
+def test_where_one_kernel_for_all_steps_does_not_fit_those_of_a_step_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    steps = TritonBackend(world.m, world.spec, torch.device("cpu"), "fp32", "steps")
+    one = DreamEngine(world.m, world.spec, backend="triton")
+    kernel = Refused(REFUSALS["shared memory"])
+    monkeypatch.setattr(launch.dream, "rollout_kernel", kernel)
+    want = DreamEngine(world.m, world.spec, backend="triton")
+    want._backends = [steps]
+    for _ in range(2):
+        got = one.rollout(world.params, world.starts, **PLAN)
+        assert torch.equal(got.z, want.rollout(world.params, world.starts, **PLAN).z)
+    assert kernel.launches == 1
 
 
 @pytest.mark.usefixtures("auto_on_a_gpu")

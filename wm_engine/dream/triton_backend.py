@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,8 @@ from wm_engine.rng import key_words
 
 if TYPE_CHECKING:
     from wm_engine.kernels import launch
+
+_log = logging.getLogger(__name__)
 
 FORMS = ("auto", "persistent", "steps")
 
@@ -62,7 +65,7 @@ class TritonBackend:
         self._precision = precision
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         if settings is None:
-            settings = launch.default_settings(*target, m.hidden, dtype)
+            settings = launch.default_settings(*target, m.hidden, m.latent + m.action, dtype)
         w = m.state_dict()
 
         def weight(value: Tensor) -> Tensor:
@@ -92,11 +95,18 @@ class TritonBackend:
         except Exception as error:
             if not self._launch.beyond_device(error):
                 raise
-            sizes = ", ".join(f"{name} {self._model.sizes[name]}" for name in ("latent", "hidden", "mixtures"))
-            raise DeviceLimitError(
-                f"backend 'triton' cannot dream {sizes} in {self._precision} on {self._device}: its kernels do not fit "
-                f"the device ({error})"
-            ) from error
+            if self._form != "auto":
+                sizes = ", ".join(f"{name} {self._model.sizes[name]}" for name in ("latent", "hidden", "mixtures"))
+                raise DeviceLimitError(
+                    f"backend 'triton' cannot dream {sizes} in {self._precision} on {self._device}: its kernels do not "
+                    f"fit the device ({error})"
+                ) from error
+            _log.info(
+                "triton: step by step from now on: the persistent kernel does not fit %s: %s", self._device, error
+            )
+        # The kernels of a step are smaller. Not in the handler, whose traceback keeps the tensors of what failed.
+        self._form = "steps"
+        return self.rollout(params, starts, plan)
 
     def _rollout(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
         spec, device = self._spec, self._device
