@@ -11,12 +11,14 @@ from world import World
 from wm_engine import rounds
 from wm_engine.config import make_config
 from wm_engine.controller import ControllerSpec
+from wm_engine.distributed import CrossoverRecipe
+from wm_engine.dream import DreamEngine
 from wm_engine.errors import ConfigError, MissingDependencyError
 from wm_engine.evolve import DreamFitness
 from wm_engine.kernels import MOST
 from wm_engine.memory.model import MDNRNN
 from wm_engine.rounds import Round, check_environment, make_dreamer
-from wm_engine.runs import RunFolder
+from wm_engine.runs import RunFolder, read_json
 
 
 @pytest.fixture
@@ -123,6 +125,7 @@ def test_a_fleets_engine_stands_where_the_driver_would_dream(monkeypatch, tmp_pa
 def test_a_backend_for_workers_of_another_kind_is_chosen_by_name(monkeypatch, tmp_path):
     world, fleet = World(), PickledFleet(2)
     fleet.device = "cuda"
+    monkeypatch.setattr(CrossoverRecipe, "build", lambda self, cpus: lambda task: {})
     current = Round(RunFolder(tmp_path), 0, config_of(), None, fleet)
     assert make_dreamer(current, world.m, world.spec)._recipe.backend == "triton"
     large = MDNRNN(4, 3, 4 * MOST["hidden"], 2)
@@ -131,3 +134,42 @@ def test_a_backend_for_workers_of_another_kind_is_chosen_by_name(monkeypatch, tm
     wrong = make_config({"dream": {"precision": "int8"}}, "test")
     with pytest.raises(ConfigError, match="dream: no backend dreams in 'int8' on 'cuda'"):
         make_dreamer(Round(RunFolder(tmp_path), 0, wrong, None, fleet), world.m, world.spec)
+
+
+def test_a_run_dreams_as_it_was_measured_to_at_first(monkeypatch, tmp_path):
+    # Another measurement, after a cache was lost say, would take another form, and with it other bits.
+    world, measured = World(), iter(({"a GPU": 4096}, {"a GPU": 4096, "another": 1024}))
+    given = []
+
+    class Engine(DreamEngine):
+        def __init__(self, *arguments, crossovers, **options):
+            given.append(crossovers)
+            super().__init__(*arguments, crossovers=crossovers, **options)
+
+        def crossovers(self):
+            return next(measured)
+
+    monkeypatch.setattr(rounds, "DreamEngine", Engine)
+    current = Round(RunFolder(tmp_path), 0, config_of(), None)
+    for _ in range(2):
+        make_dreamer(current, world.m, world.spec)
+    assert given == [{}, {"a GPU": 4096}]
+    assert read_json(current.folder.crossovers) == {"a GPU": 4096, "another": 1024}
+
+
+def test_one_worker_measures_for_all(monkeypatch, tmp_path):
+    world, fleet, asked = World(), PickledFleet(3), []
+    fleet.device = "cuda"
+
+    def build(self, cpus):
+        def answer(task):
+            asked.append(self.dream.crossovers)
+            return {"a GPU": 4096}
+
+        return answer
+
+    monkeypatch.setattr(CrossoverRecipe, "build", build)
+    current = Round(RunFolder(tmp_path), 0, config_of(), None, fleet)
+    for _ in range(2):
+        assert make_dreamer(current, world.m, world.spec)._recipe.crossovers == {"a GPU": 4096}
+    assert asked == [{}, {"a GPU": 4096}]

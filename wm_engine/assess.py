@@ -20,10 +20,10 @@ from wm_engine.rounds import (
     Round,
     dream_fitness,
     dream_starts,
+    engine_of,
     evolution_result,
     load_models,
     make_agent,
-    make_engine,
     real_fitness,
 )
 from wm_engine.runs import RunFolder, file_fingerprint, read_json, write_json
@@ -187,7 +187,7 @@ def _dream_prediction(current: Round) -> dict[str, Any]:
     _, m = load_models(current)
     spec, params = load_controller(current.folder.controller)
     steps, episodes = current.config.evaluate.max_steps, settings.final_dream_episodes
-    out = make_engine(current.config, m, spec).rollout(
+    out = engine_of(current, m, spec).rollout(
         params.unsqueeze(0),
         dream_starts(current, m, "prediction", settings.starts, 0.0),
         episodes=episodes,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from wm_engine.agent import Agent
 from wm_engine.config import Config
 from wm_engine.controller import SQUASH_RANGES, ControllerSpec, load_controller
-from wm_engine.distributed import DreamRecipe, FleetEngine
+from wm_engine.distributed import CrossoverRecipe, DreamRecipe, FleetEngine
 from wm_engine.dream import DreamEngine, Starts
 from wm_engine.dream.engine import fastest_backend
 from wm_engine.dream.starts import recorded_starts
@@ -24,7 +25,7 @@ from wm_engine.evolve.optimizers import choose_optimizer
 from wm_engine.fleet import Fleet
 from wm_engine.memory.model import MDNRNN
 from wm_engine.records import Recorder
-from wm_engine.runs import Checkpoints, RunFolder
+from wm_engine.runs import Checkpoints, RunFolder, read_json, write_json
 from wm_engine.vision.latents import Latents
 from wm_engine.vision.model import VAE
 
@@ -175,14 +176,17 @@ def _default_squash(config: Config, ranges: list[tuple[float, float]]) -> tuple[
     return tuple(words[bounds] for bounds in ranges)
 
 
-def make_engine(config: Config, m: MDNRNN, spec: ControllerSpec) -> DreamEngine:
+def make_engine(
+    config: Config, m: MDNRNN, spec: ControllerSpec, crossovers: Mapping[str, int] | None = None
+) -> DreamEngine:
     settings, device = config.dream, device_of(config)
     elsewhere = [name for name in settings.devices if name.partition(":")[0] != device.type]
     if elsewhere:
         raise ConfigError(f"dream.devices: must be of the kind of device, {device}, but named {', '.join(elsewhere)}")
     try:
         return DreamEngine(
-            m, spec, device, settings.backend, settings.precision, devices=settings.devices or None
+            m, spec, device, settings.backend, settings.precision, devices=settings.devices or None,
+            crossovers=crossovers,
         )  # fmt: skip
     except ValueError as error:
         raise ConfigError(f"dream: {error}") from error
@@ -190,11 +194,31 @@ def make_engine(config: Config, m: MDNRNN, spec: ControllerSpec) -> DreamEngine:
         raise MissingDependencyError(f"dream.backend: {error}") from error
 
 
+def engine_of(current: Round, m: MDNRNN, spec: ControllerSpec) -> DreamEngine:
+    """An engine on this machine that dreams as the round began to, even where it measured how."""
+    crossovers = _crossovers(current)
+    engine = make_engine(current.config, m, spec, crossovers)
+    _keep(current, crossovers, engine.crossovers())
+    return engine
+
+
+def _crossovers(current: Round) -> dict[str, int]:
+    path = current.folder.crossovers
+    return dict(read_json(path)) if path.exists() else {}
+
+
+def _keep(current: Round, known: dict[str, int], found: dict[str, int]) -> dict[str, int]:
+    """What is known with what was found, which the round then keeps."""
+    if not found.keys() <= known.keys():
+        write_json(current.folder.crossovers, known | found)
+    return known | found
+
+
 def make_dreamer(current: Round, m: MDNRNN, spec: ControllerSpec) -> Dreamer:
     """What dreams in this round: an engine here, or one on each of the cluster's workers."""
     settings, fleet = current.config.dream, current.fleet
     if fleet is None:
-        return make_engine(current.config, m, spec)
+        return engine_of(current, m, spec)
     backend = settings.backend
     if backend == "auto" and fleet.device == current.device.type:
         backend = make_engine(current.config, m, spec).backend
@@ -204,7 +228,13 @@ def make_dreamer(current: Round, m: MDNRNN, spec: ControllerSpec) -> Dreamer:
             backend = fastest_backend(fleet.device, settings.precision, m, spec)
         except ValueError as error:
             raise ConfigError(f"dream: {error}") from error
-    return FleetEngine(DreamRecipe(m, spec, fleet.device, backend, settings.precision), fleet, current.device)
+    crossovers = _crossovers(current)
+    recipe = DreamRecipe(m, spec, fleet.device, backend, settings.precision, crossovers)
+    if backend == "triton":
+        # One worker measures for all.
+        found = next(iter(fleet.map(CrossoverRecipe(recipe), [None])))
+        recipe = replace(recipe, crossovers=_keep(current, crossovers, found))
+    return FleetEngine(recipe, fleet, current.device)
 
 
 def dream_starts(current: Round, m: MDNRNN, use: str, count: int, mid_fraction: float) -> Starts:

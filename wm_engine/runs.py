@@ -328,6 +328,11 @@ class RunFolder:
         return self.root / "latents"
 
     @property
+    def crossovers(self) -> Path:
+        """How a GPU's dreams were measured to be made, where they were."""
+        return self.root / "crossovers.json"
+
+    @property
     def evolution(self) -> Path:
         return self.root / "evolution"
 

@@ -123,3 +123,16 @@ def test_dreams_that_are_measured_do_not_end_early(mixture: str, monkeypatch: py
     monkeypatch.setattr(backend._launch, "persistent", lambda *given: tasks.append(given[-1]) or persistent(*given))
     backend._seconds("persistent", 16)
     assert tasks[0].lengths.tolist() == [3] * 16
+
+
+def test_what_was_measured_elsewhere_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    world = World()
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    key = TritonBackend(world.m, world.spec, torch.device("cpu"))._key()
+    backend = TritonBackend(world.m, world.spec, torch.device("cpu"), crossovers={key: 2000})
+    assert backend.crossovers() == {}  # nothing is measured in the interpreter
+    monkeypatch.setattr(backend, "_device", torch.device("cuda"))
+    monkeypatch.setattr(backend, "_seconds", never)
+    assert backend.crossovers() == {key: 2000}
+    assert [backend._form_for(rollouts, False) for rollouts in (1999, 2000)] == ["steps", "persistent"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ class DreamRecipe:
     """A DreamEngine: M's weights, C's shape, and where and how to dream.
 
     backend : by name, not "auto", so that all workers dream on the same one or say that they cannot
+    crossovers : see :class:`wm_engine.dream.DreamEngine`
     """
 
     m: MDNRNN
@@ -30,18 +31,36 @@ class DreamRecipe:
     device: str
     backend: str
     precision: str
+    crossovers: Mapping[str, int] = field(default_factory=dict)
 
-    def build(self, cpus: int) -> Callable[[dict[str, Any]], DreamOutput]:
+    def engine(self, cpus: int) -> DreamEngine:
+        """On a worker of so many cores; MissingDependencyError where it cannot dream so."""
         threads = cpus if self.backend == "cpp" else None
         try:
-            engine = DreamEngine(self.m, self.spec, self.device, self.backend, self.precision, threads)
+            return DreamEngine(
+                self.m, self.spec, self.device, self.backend, self.precision, threads, crossovers=self.crossovers
+            )
         except RuntimeError as error:
             raise MissingDependencyError(f"dream.backend: on a worker: {error}") from error
+
+    def build(self, cpus: int) -> Callable[[dict[str, Any]], DreamOutput]:
+        engine = self.engine(cpus)
 
         def dream(arguments: dict[str, Any]) -> DreamOutput:
             return _on_cpu(engine.rollout(**arguments))
 
         return dream
+
+
+@dataclass(frozen=True)
+class CrossoverRecipe:
+    """A worker's :meth:`wm_engine.dream.DreamEngine.crossovers`, which all are then to take."""
+
+    dream: DreamRecipe
+
+    def build(self, cpus: int) -> Callable[[None], dict[str, int]]:
+        engine = self.dream.engine(cpus)
+        return lambda _: engine.crossovers()
 
 
 class FleetEngine:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -104,6 +104,7 @@ class DreamEngine:
     backend : "auto" | "cpp" (CPU) | "triton" (CUDA) | "torch" (any device)
     precision : "fp32" | "bf16" | ..., of M's matrix products
     num_threads : of the ``cpp`` backend; None takes every core this process may use
+    crossovers : what :meth:`crossovers` said elsewhere or earlier, so that this engine makes the same bits
 
     Raises ValueError for sizes that do not match, non-finite weights, a device that is not here, or a backend that
     cannot do what is asked; RuntimeError for one that is not installed here; DeviceMemoryError where the device has no
@@ -119,6 +120,7 @@ class DreamEngine:
         precision: str = "fp32",
         num_threads: int | None = None,
         devices: Sequence[str | torch.device] | None = None,
+        crossovers: Mapping[str, int] | None = None,
     ) -> None:
         check_type("m", m, MDNRNN)
         check_type("c", c, ControllerSpec)
@@ -143,7 +145,11 @@ class DreamEngine:
         # Only a launch shows whether Triton's kernels fit the device: M is kept, as it is now, for the next backend.
         self._spare = copy.deepcopy(m) if backend == "auto" and entry.name == "triton" else None
         self.backend = entry.name
-        options: dict[str, Any] = {"num_threads": num_threads} if entry.name == "cpp" else {}
+        options: dict[str, Any] = {}
+        if entry.name == "cpp":
+            options["num_threads"] = num_threads
+        elif entry.name == "triton":
+            options["crossovers"] = crossovers
         self._backends = self._made(entry, m, **options)
 
     def _made(self, entry: BackendEntry, m: MDNRNN, **options: Any) -> list[Backend]:
@@ -226,6 +232,14 @@ class DreamEngine:
         if plan.max_steps > _MOST_STEPS:
             raise ValueError(f"max_steps must be at most {_MOST_STEPS}, but was {plan.max_steps}")
         return self._dream(params.detach(), starts, plan)
+
+    def crossovers(self) -> dict[str, int]:
+        """From how many rollouts on a GPU dreams with one kernel for all steps, by what that depends on.
+
+        A measurement, from which bits follow: runs keep it, and fleets share it. Empty where nothing is measured.
+        """
+        first = self._backends[0]
+        return first.crossovers() if isinstance(first, TritonBackend) else {}
 
     def _dream(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
         too_little_memory = None

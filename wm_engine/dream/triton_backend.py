@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -42,7 +42,7 @@ class TritonBackend:
     GPUs, for checking more than for speed. The controller sees z, h as they go into the products; it, the cell and all
     else are float32. ``form``: "persistent" (one kernel for all steps of a tile of rollouts), "steps" (two kernels a
     step, in a CUDA graph) or "auto", which takes the faster for the population's size, as measured once per device and
-    kept on disk (``wm_engine.dream.crossover``).
+    kept on disk (``wm_engine.dream.crossover``), or as ``crossovers`` has it.
     """
 
     PRECISIONS: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16")
@@ -55,6 +55,7 @@ class TritonBackend:
         precision: str = "fp32",
         form: str = "auto",
         settings: launch.Settings | None = None,
+        crossovers: Mapping[str, int] | None = None,
     ) -> None:
         target = kernels.target_of(device)
         if form not in FORMS:
@@ -62,7 +63,7 @@ class TritonBackend:
         from wm_engine.kernels import launch
 
         self._spec, self._form, self._device, self._launch = c, form, device, launch
-        self._precision = precision
+        self._precision, self._crossovers = precision, dict(crossovers or {})
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         if settings is None:
             settings = launch.default_settings(*target, m.hidden, m.latent + m.action, dtype)
@@ -148,7 +149,23 @@ class TritonBackend:
         # Records launch step by step without a graph, which never pays; the interpreter has nothing to measure.
         if record or self._device.type != "cuda":
             return "persistent"
-        return "steps" if rollouts < crossover(self._key(), self._seconds) else "persistent"
+        return "steps" if rollouts < self._crossover(self._key()) else "persistent"
+
+    def crossovers(self) -> dict[str, int]:
+        """See :meth:`wm_engine.dream.DreamEngine.crossovers`."""
+        if self._form != "auto" or self._device.type != "cuda":
+            return {}
+        key = self._key()
+        try:
+            return {key: self._crossover(key)}
+        except Exception as error:
+            if not self._launch.beyond_device(error):
+                raise
+            return {}  # a form does not fit the device, which the first rollout finds out too
+
+    @torch.inference_mode()
+    def _crossover(self, key: str) -> int:
+        return self._crossovers.get(key) or crossover(key, self._seconds)
 
     def _dream(self, task: launch.Task, form: str) -> None:
         if form == "persistent":
