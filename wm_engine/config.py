@@ -39,7 +39,7 @@ class DreamSettings(Section):
     free: ClassVar[frozenset[str]] = frozenset({"devices"})
 
     backend: str = Field("auto", description="auto takes the fastest that is here; see `wm-engine info`")
-    precision: str = Field("fp32", description="of M's matrix products in dreams")
+    precision: str = Field("fp32", description="of M's matrix products in dreams; on a GPU, bf16 for speed")
     devices: list[str] = Field(
         [],
         description='several to split populations over, of the kind of `device`: ["cuda:0", "cuda:1"]',

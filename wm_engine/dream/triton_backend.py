@@ -64,6 +64,8 @@ class TritonBackend:
 
         self._spec, self._form, self._device, self._launch = c, form, device, launch
         self._precision, self._crossovers = precision, dict(crossovers or {})
+        if precision == "fp32" and device.type == "cuda":
+            _log.info("triton: fp32 makes M's products three times over, for checking; bf16 is the precision for speed")
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         if settings is None:
             settings = launch.default_settings(*target, m.hidden, m.latent + m.action, dtype)
