@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -286,10 +285,15 @@ def launch(kernel: Any, grid: tuple[int, ...], values: dict[str, Any], settings:
     )
 
 
+def tiles_of(model: Model, rows: int) -> int:
+    """How many tiles ``rows`` rollouts fill, the last one in part."""
+    return int(triton.cdiv(rows, model.sizes["ROWS"]))
+
+
 def scratch(model: Model, rows: int) -> dict[str, Tensor]:
     """State of ``rows`` rollouts, rounded up to whole tiles: h [2, R, HP], c [R, HP], z and x [R, XP], zeros."""
     tile, hp, xp = (model.sizes[name] for name in ("ROWS", "HP", "XP"))
-    total, device, dtype = triton.cdiv(rows, tile) * tile, model.device, model.tensors["gate_weights"].dtype
+    total, device, dtype = tiles_of(model, rows) * tile, model.device, model.tensors["gate_weights"].dtype
     return {
         "h": torch.zeros(2, total, hp, dtype=dtype, device=device),
         "c": torch.zeros(total, hp, device=device),
@@ -299,10 +303,19 @@ def scratch(model: Model, rows: int) -> dict[str, Tensor]:
 
 
 def bytes_per_rollout(model: Model) -> int:
-    """Device memory a rollout takes while it is dreamt, starts and results included."""
+    """Device memory a rollout takes while it is dreamt in either form, starts and results included."""
     hp, xp, low = model.sizes["HP"], model.sizes["XP"], model.tensors["gate_weights"].element_size()
     starts = 4 * (model.sizes["latent"] + 2 * model.sizes["hidden"])
-    return (2 * low + 4) * hp + (4 + low) * xp + starts + 32
+    # Results, the same of the per-step form, its alive and acted: eight words; which of them failed: a byte.
+    return (2 * low + 4) * hp + (4 + low) * xp + starts + 33
+
+
+def bytes_per_candidate(model: Model, params: dict[str, Tensor], episodes: int) -> int:
+    """Device memory a candidate takes while it is dreamt in either form: its rollouts', and its packed parameters'.
+
+    params : packed by :meth:`Controllers.pack` of one candidate, on any device. The per-step form has them twice
+    """
+    return episodes * bytes_per_rollout(model) + 2 * sum(value.nbytes for value in params.values())
 
 
 def begin(state: dict[str, Tensor], task: Task) -> None:
@@ -315,8 +328,8 @@ def persistent(model: Model, controllers: dict[str, Any], task: Task) -> None:
     """Dream a task with one kernel for all steps; results are written to its tensors."""
     state = scratch(model, len(task.returns))
     begin(state, task)
-    tiles = state["z"].shape[0] // model.sizes["ROWS"]
     with torch.cuda.device_of(task.returns):
+        tiles = tiles_of(model, len(task.returns))
         launch(dream.rollout_kernel, (tiles,), values_of(model, controllers, task) | state, model.settings)
 
 
@@ -324,91 +337,150 @@ STEPS_A_GRAPH = 16
 """Steps that one captured graph takes: enough that replaying costs little, few enough to stop soon."""
 
 
-class Stepper:
-    """Dreams tasks of one shape step by step, two kernels each and one before the first; on CUDA as a captured graph.
+def has_graphs(device: torch.device) -> bool:
+    """Whether launches on ``device`` wait in streams, and can be captured: on GPUs, but not in the interpreter."""
+    return device.type == "cuda" and not interpreted()
 
-    Owns the memory that the graph works on. Recording, and the interpreter, launch the same kernels one by one.
+
+class Stepper:
+    """Dreams tasks of one shape step by step, two kernels each and one before the first; on a GPU as a captured graph.
+
+    Owns the memory that the graph works on. It is made for as many candidates as fit the tiles of its first task, since
+    a tile costs the same with fewer. Recording, and the interpreter, launch the same kernels one by one.
     """
 
     def __init__(self, model: Model, controllers: dict[str, Any], task: Task) -> None:
         self._model = model
-        rows = len(task.returns)
-        self._state = scratch(model, rows)
-        total = len(self._state["z"])
-        self._tiles = total // model.sizes["ROWS"]
+        self._tiles = tiles_of(model, len(task.returns))
+        total, device = self._tiles * model.sizes["ROWS"], model.device
+        candidates = total // task.episodes
+        self._state = scratch(model, total)
         for name, size in (("alive", total), ("acted", total), ("clock", 5)):
-            self._state[name] = torch.zeros(size, dtype=torch.int32, device=model.device)
-        self._params = {name: torch.empty_like(value) for name, value in task.params.items()}
-        self._books = tuple(torch.empty_like(book) for book in (task.returns, task.lengths, task.failures))
-        self._values = values_of(model, controllers, task) | self._state
+            self._state[name] = torch.zeros(size, dtype=torch.int32, device=device)
+        self._params = {name: value.new_zeros(candidates, *value.shape[1:]) for name, value in task.params.items()}
+        books = (task.returns, task.lengths, task.failures)
+        self._books = tuple(book.new_zeros(candidates * task.episodes) for book in books)
+        returns, lengths, failures = self._books
+        own = replace(
+            task, params=self._params, returns=returns, lengths=lengths, failures=failures, record=None, record_rows=0
+        )
+        self._values = values_of(model, controllers, own) | self._state | {"RECORD": task.record is not None}
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._done = torch.cuda.Event() if has_graphs(device) else None
+
+    @property
+    def _memory(self) -> list[Tensor]:
+        return [*self._state.values(), *self._params.values(), *self._books]
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory that is kept from task to task."""
+        return sum(value.nbytes for value in self._memory)
 
     def run(self, task: Task) -> None:
-        """Dream a task of the shape that this was made for, or of fewer or more steps, another seed, other starts."""
+        """Dream a task of the shape that this was made for, or of as many tiles, with any steps, seed and starts."""
         with torch.cuda.device_of(task.returns):
-            self._run(task)
+            if self._done is None:
+                self._run(task)
+                return
+            # All tasks share this memory, and streams do not wait for each other: the last task may still be under way
+            # on another. Nor may the memory, once it is let go of, be given away before this stream is done with it.
+            stream = torch.cuda.current_stream()
+            stream.wait_event(self._done)
+            for value in self._memory:
+                value.record_stream(stream)
+            try:
+                self._run(task)
+            finally:
+                self._done.record(stream)
 
     def _run(self, task: Task) -> None:
-        state, rows = self._state, len(task.returns)
-        for name in ("h", "c", "z"):
-            state[name].zero_()
-        begin(state, task)
-        state["alive"][:rows] = 1
-        changing = (0, task.max_steps, _signed(task.first_candidate), *map(_signed, task.keys))
-        state["clock"].copy_(torch.tensor(changing, dtype=torch.int32))
-        for name, value in task.params.items():
-            self._params[name].copy_(value)
-        for book in self._books:
-            book.zero_()
-        values = self._values | self._params
-        values |= dict(zip(("returns", "lengths", "failures"), self._books, strict=True))
+        values, graph = self._values, None
         if task.record is not None:
-            values |= dict(zip(("record_z", "record_actions", "record_rewards"), task.record, strict=True))
-        advance = self._advance(task.record is not None, values)
+            values = values | dict(zip(("record_z", "record_actions", "record_rewards"), task.record, strict=True))
+            values |= {"record_rows": task.record_rows}
+        elif has_graphs(self._model.device):
+            # Before the task is begun, since the launches that compile work on the same memory.
+            graph = self._graph = self._graph or self._capture()
+        self._begin(task)
         launch(dream.act_kernel, (self._tiles,), values, self._model.settings)
         for done in range(0, task.max_steps, STEPS_A_GRAPH):
-            advance(min(STEPS_A_GRAPH, task.max_steps - done))
-            if (done // STEPS_A_GRAPH) % 2 == 1 and not bool(state["alive"].any()):
+            if graph is not None:
+                graph.replay()
+            else:
+                self._advance(min(STEPS_A_GRAPH, task.max_steps - done), values)
+            if (done // STEPS_A_GRAPH) % 2 == 1 and not bool(self._state["alive"].any()):
                 break
-        returns, lengths, failures = self._books
-        task.returns.copy_(torch.where(failures != 0, torch.nan, returns))
+        returns, lengths, failures = (book[: len(task.returns)] for book in self._books)
+        task.returns.copy_(returns).masked_fill_(failures != 0, torch.nan)
         task.lengths.copy_(lengths)
         task.failures.copy_(failures)
 
-    def _advance(self, records: bool, values: dict[str, Any]) -> Callable[[int], None]:
-        """What advances all rollouts by some steps, of which a graph always takes STEPS_A_GRAPH."""
+    def _begin(self, task: Task) -> None:
+        """Set anew all that a task reads; x and acted are the first kernel's."""
+        state = self._state
+        for name in ("h", "c", "z", "alive"):
+            state[name].zero_()
+        begin(state, task)
+        state["alive"][: len(task.returns)] = 1
+        changing = (0, task.max_steps, _signed(task.first_candidate), *map(_signed, task.keys))
+        state["clock"].copy_(torch.tensor(changing, dtype=torch.int32))
+        for name, value in task.params.items():
+            self._params[name][: len(value)].copy_(value)
+        for book in self._books:
+            book.zero_()
 
-        def advance(steps: int) -> None:
-            for offset in range(steps):
-                self._step(values | {"step_offset": offset})
-            self._state["clock"][0] += steps
-
-        if records or self._model.device.type != "cuda":
-            return advance
-        if self._graph is None:
-            self._graph = self._capture(lambda: advance(STEPS_A_GRAPH))
-        graph = self._graph
-        return lambda steps: graph.replay()
-
-    def _step(self, values: dict[str, Any]) -> None:
+    def _advance(self, steps: int, values: dict[str, Any]) -> None:
+        """Advance all rollouts by some steps."""
         model = self._model
         chunks = model.sizes["HP"] // model.sizes["UNITS"]
-        launch(dream.advance_kernel, (self._tiles, chunks), values, model.settings)
-        launch(dream.settle_kernel, (self._tiles,), values, model.settings)
+        for offset in range(steps):
+            at = values | {"step_offset": offset}
+            launch(dream.advance_kernel, (self._tiles, chunks), at, model.settings)
+            launch(dream.settle_kernel, (self._tiles,), at, model.settings)
+        self._state["clock"][0].add_(steps)
 
-    def _capture(self, steps: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        # Compiled and loaded before the capture, which allows neither; then the state is put back.
-        kept = {name: value.clone() for name, value in self._state.items()}
-        books = [book.clone() for book in self._books]
-        steps()
-        for name, value in kept.items():
-            self._state[name].copy_(value)
-        for book, value in zip(self._books, books, strict=True):
-            book.copy_(value)
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        """A graph of STEPS_A_GRAPH steps."""
+        # Compiled and loaded before the capture, which allows neither.
+        self._advance(1, self._values)
         graph = torch.cuda.CUDAGraph()
         # torch's own stream for captures is of the device that captured first, and its captures forbid other threads,
         # which dream on other devices, to allocate.
         stream = torch.cuda.Stream(self._model.device)
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            steps()
+            self._advance(STEPS_A_GRAPH, self._values)
         return graph
+
+
+KEPT_STEPPERS = 8
+"""A race's rounds take turns, and those after the first differ in size from generation to generation."""
+
+
+class Steppers:
+    """Runs tasks in Steppers, and keeps the latest of them: sizes that take turns would capture a graph at each turn.
+
+    Kept are KEPT_STEPPERS at most, of ``most_bytes`` at most together; the least recently used is let go of first. One
+    that is larger by itself is not kept.
+    """
+
+    def __init__(self, model: Model, controllers: dict[str, Any], most_bytes: int) -> None:
+        self._model, self._controllers, self._most_bytes = model, controllers, most_bytes
+        self._kept: dict[Any, Stepper] = {}
+
+    def run(self, task: Task) -> None:
+        """Dream a task in the Stepper of its shape."""
+        key = (
+            tiles_of(self._model, len(task.returns)), task.episodes, task.temperature, task.survival, task.sample_done,
+            task.common, task.record is not None,
+        )  # fmt: skip
+        stepper = self._kept.pop(key, None) or Stepper(self._model, self._controllers, task)
+        if stepper.nbytes <= self._most_bytes:
+            self._kept[key] = stepper
+        while len(self._kept) > KEPT_STEPPERS or sum(kept.nbytes for kept in self._kept.values()) > self._most_bytes:
+            self._kept.pop(next(iter(self._kept)))
+        stepper.run(task)
+
+    def clear(self) -> None:
+        """Let go of them all."""
+        self._kept.clear()

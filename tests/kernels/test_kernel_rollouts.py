@@ -12,7 +12,6 @@ from kernel_device import DEVICE, DOT, EMULATED, needs_device
 from world import World
 
 from wm_engine import MDNRNN, ControllerSpec, DreamEngine
-from wm_engine.dream import triton_backend
 from wm_engine.dream.triton_backend import TritonBackend
 from wm_engine.dream.types import DreamOutput, RolloutPlan
 
@@ -121,32 +120,17 @@ def test_a_rollouts_bits_do_not_depend_on_being_recorded_or_run_again(population
         assert (getattr(whole, name)[after] == 0).all()
 
 
+@pytest.mark.parametrize("form", ["persistent", "steps"])
 def test_populations_beyond_the_memory_bound_are_dreamt_block_by_block(
-    population: tuple[World, DreamOutput], monkeypatch: pytest.MonkeyPatch
+    form: str, population: tuple[World, DreamOutput], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world, whole = population
+    if form == "steps":
+        whole = dream(world, form=form, common_random_numbers=False)
     monkeypatch.setattr("wm_engine.dream.triton_backend._MOST_ROLLOUTS", 15)
-    blocks = dream(world, common_random_numbers=False)
+    blocks = dream(world, form=form, common_random_numbers=False)
     for name in FIELDS:
         assert torch.equal(getattr(blocks, name), getattr(whole, name))
-
-
-def test_a_stepper_serves_other_seeds_params_and_lengths() -> None:
-    world = World(sizes=(4, 2, 8, 2), squash="tanh")
-    backend = TritonBackend(world.m, world.spec, DEVICE, "fp32", "steps", SETTINGS)
-    for seed, steps, scale in ((1, 3, 1.0), (1 << 40, 2, -0.5), (1, 3, 1.0)):
-        plan = RolloutPlan(episodes=2, max_steps=steps, seed=seed)
-        params = world.params * scale
-        one = TritonBackend(world.m, world.spec, DEVICE, "fp32", "persistent", SETTINGS)
-        got, want = backend.rollout(params, world.starts, plan), one.rollout(params, world.starts, plan)
-        assert torch.equal(got.lengths, want.lengths)
-        check("returns", got.returns, want.returns)
-
-
-def test_a_rollout_takes_at_most_8_kilobytes() -> None:
-    m, spec = MDNRNN(), ControllerSpec()
-    backend = TritonBackend(m, spec, DEVICE, "bf16")
-    assert launch.bytes_per_rollout(backend._model) <= 8 << 10
 
 
 @pytest.mark.parametrize("mixture", ["shared", "per_dim"])
@@ -176,19 +160,3 @@ def test_the_cpu_is_for_the_interpreter_alone(monkeypatch: pytest.MonkeyPatch) -
 def test_unknown_forms_are_refused() -> None:
     with pytest.raises(ValueError, match="form must be one of 'auto', 'persistent', 'steps', but was 'graph'"):
         TritonBackend(MDNRNN(), ControllerSpec(), DEVICE, form="graph")
-
-
-def test_a_million_rollouts_are_dreamt_in_launches_that_fit() -> None:
-    model = TritonBackend(MDNRNN(), ControllerSpec(), DEVICE, "bf16")._model
-    each = launch.bytes_per_rollout(model)
-    for episodes in (1, 16, 1000):
-        candidates = (1 << 20) // episodes
-        at_once = triton_backend.candidates_a_launch(each, episodes)
-        assert 1 <= at_once <= candidates
-        assert at_once * episodes * each <= 4 << 30
-    assert triton_backend.candidates_a_launch(each, 1 << 24) == 1
-    # What is allocated for a launch is what the plan reckons with.
-    rows = 1024
-    scratch = sum(value.nbytes for value in launch.scratch(model, rows).values())
-    starts = 4 * rows * (32 + 2 * 256)
-    assert scratch + starts <= each * rows <= scratch + starts + 64 * rows

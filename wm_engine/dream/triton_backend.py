@@ -26,8 +26,9 @@ _log = logging.getLogger(__name__)
 
 FORMS = ("auto", "persistent", "steps")
 
-# Bounds the scratch memory of a launch, not its results; larger populations are dreamt block by block.
+# Bounds the memory of a launch and what is kept for the next; larger populations are dreamt block by block.
 _MOST_BYTES = 4 << 30
+_KEPT_BYTES = 1 << 30
 _MOST_ROLLOUTS = 1 << 20
 
 # The forms are compared with this many episodes a candidate, over this many steps.
@@ -88,7 +89,9 @@ class TritonBackend:
         )
         shape = launch.Controllers(len(c.features), None if c.squash == "argmax" else tuple(c.squash), c.hidden_units)
         self._shape, self._controllers = shape, shape.values(self._model)
-        self._steppers: dict[Any, launch.Stepper] = {}
+        self._steppers = launch.Steppers(self._model, self._controllers, _KEPT_BYTES)
+        one = torch.empty(1, c.num_params, device="meta")
+        self._packed_candidate = shape.pack(self._model, c.layers(one))
 
     @torch.inference_mode()
     def rollout(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
@@ -124,7 +127,7 @@ class TritonBackend:
             record = tuple(torch.zeros(*shape, *last, device=device) for last in ((spec.latent,), (spec.action,), ()))
 
         form = self._form_for(plan.population or P * E, plan.record)
-        block = candidates_a_launch(self._launch.bytes_per_rollout(self._model), E)
+        block = candidates_a_launch(self._launch.bytes_per_candidate(self._model, self._packed_candidate, E), E)
         episodes = torch.arange(E, device=device) % len(starts)
         for first in range(0, P, block):
             size = min(block, P - first)
@@ -173,14 +176,7 @@ class TritonBackend:
         if form == "persistent":
             self._launch.persistent(self._model, self._controllers, task)
             return
-        key = (
-            len(task.returns), task.episodes, task.temperature, task.survival, task.sample_done, task.common,
-            task.record is not None, task.record_rows,
-        )  # fmt: skip
-        if key not in self._steppers:
-            self._steppers.clear()
-            self._steppers[key] = self._launch.Stepper(self._model, self._controllers, task)
-        self._steppers[key].run(task)
+        self._steppers.run(task)
 
     def _key(self) -> str:
         """All that the crossover depends on."""
@@ -212,9 +208,9 @@ class TritonBackend:
         return _best_seconds(lambda: stepper.run(task), device)
 
 
-def candidates_a_launch(bytes_per_rollout: int, episodes: int) -> int:
-    """How many candidates are dreamt at once: what fits the bounds on scratch memory and rollouts, at least one."""
-    return max(1, min(_MOST_ROLLOUTS, _MOST_BYTES // bytes_per_rollout) // episodes)
+def candidates_a_launch(bytes_per_candidate: int, episodes: int) -> int:
+    """How many candidates are dreamt at once: what fits the bounds on memory and rollouts, at least one."""
+    return max(1, min(_MOST_ROLLOUTS // episodes, (_MOST_BYTES - _KEPT_BYTES) // bytes_per_candidate))
 
 
 def _best_seconds(run: Callable[[], None], device: torch.device) -> float:
