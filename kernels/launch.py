@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -214,7 +215,7 @@ class Task:
     """A block of candidates to dream, and where its results go.
 
     params : of P candidates, by :meth:`Controllers.pack`
-    z, h, c : float32 [P·E, Z], [P·E, H], [P·E, H]: where each rollout begins
+    z, h, c : float32 [E, Z], [E, H], [E, H]: where each episode begins, the same for all candidates
     returns : float32 [P·E]; lengths, failures : int32 [P·E]
     record : (z [T, R, Z], actions [T, R, A], rewards [T, R]), float32, zeros, of which this block's rollouts are the
         first P·E of the R; or None
@@ -303,11 +304,10 @@ def scratch(model: Model, rows: int) -> dict[str, Tensor]:
 
 
 def bytes_per_rollout(model: Model) -> int:
-    """Device memory a rollout takes while it is dreamt in either form, starts and results included."""
+    """Device memory a rollout takes while it is dreamt in either form, results included."""
     hp, xp, low = model.sizes["HP"], model.sizes["XP"], model.tensors["gate_weights"].element_size()
-    starts = 4 * (model.sizes["latent"] + 2 * model.sizes["hidden"])
     # Results, the same of the per-step form, its alive and acted: eight words; which of them failed: a byte.
-    return (2 * low + 4) * hp + (4 + low) * xp + starts + 33
+    return (2 * low + 4) * hp + (4 + low) * xp + 33
 
 
 def bytes_per_candidate(model: Model, params: dict[str, Tensor], episodes: int) -> int:
@@ -321,7 +321,8 @@ def bytes_per_candidate(model: Model, params: dict[str, Tensor], episodes: int) 
 def begin(state: dict[str, Tensor], task: Task) -> None:
     """Put the starts into scratch."""
     for now, start in ((state["h"][0], task.h), (state["c"], task.c), (state["z"], task.z)):
-        now[: len(start), : start.shape[1]] = start
+        episodes, width = start.shape
+        now[: len(task.returns)].unflatten(0, (-1, episodes))[..., :width] = start
 
 
 def persistent(model: Model, controllers: dict[str, Any], task: Task) -> None:
@@ -332,6 +333,9 @@ def persistent(model: Model, controllers: dict[str, Any], task: Task) -> None:
         tiles = tiles_of(model, len(task.returns))
         launch(dream.rollout_kernel, (tiles,), values_of(model, controllers, task) | state, model.settings)
 
+
+_capturing = threading.Lock()
+"""A process may capture one graph at a time, and threads dream on several devices."""
 
 STEPS_A_GRAPH = 16
 """Steps that one captured graph takes: enough that replaying costs little, few enough to stop soon."""
@@ -448,7 +452,7 @@ class Stepper:
         # torch's own stream for captures is of the device that captured first, and its captures forbid other threads,
         # which dream on other devices, to allocate.
         stream = torch.cuda.Stream(self._model.device)
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        with _capturing, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             self._advance(STEPS_A_GRAPH, self._values)
         return graph
 

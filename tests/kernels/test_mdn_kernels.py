@@ -218,7 +218,7 @@ COMPILES = DEVICE.type == "cuda" or (
 
 @pytest.mark.slow
 @pytest.mark.skipif(not COMPILES, reason="torch.compile needs a C++ compiler and Python's headers on CPUs")
-@pytest.mark.filterwarnings("default:::torch")  # importing its compiler warns of parts of torch
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # as torch's compiler does when it is imported
 @pytest.mark.parametrize("mixture", ["shared", "per_dim"])
 def test_compiled_functions_hold_the_operators(mixture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._inductor import config

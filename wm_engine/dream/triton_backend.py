@@ -129,10 +129,10 @@ class TritonBackend:
         form = self._form_for(plan.population or P * E, plan.record)
         block = candidates_a_launch(self._launch.bytes_per_candidate(self._model, self._packed_candidate, E), E)
         episodes = torch.arange(E, device=device) % len(starts)
+        states = [state[episodes] for state in begin]
         for first in range(0, P, block):
             size = min(block, P - first)
             where = slice(first, first + size)
-            states = (state[episodes].repeat(size, 1) for state in begin)
             shown = None if record is None else tuple(track[:, where].flatten(1, 2) for track in record)
             controllers = self._shape.pack(self._model, spec.layers(params[where]))
             task = self._launch.Task(
@@ -196,7 +196,7 @@ class TritonBackend:
         model = replace(self._model, tensors=self._model.tensors | {"control_biases": biases})
         candidates = rollouts // _EPISODES
         params = torch.zeros(candidates, spec.num_params, device=device)
-        z, h = (torch.zeros(rollouts, n, device=device) for n in (spec.latent, spec.hidden))
+        z, h = (torch.zeros(_EPISODES, n, device=device) for n in (spec.latent, spec.hidden))
         returns, lengths = torch.empty(rollouts, device=device), torch.empty(rollouts, dtype=torch.int32, device=device)
         task = self._launch.Task(
             self._shape.pack(self._model, spec.layers(params)), _EPISODES, z, h, h, returns, lengths,
