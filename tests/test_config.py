@@ -183,3 +183,31 @@ def test_v_and_m_hold_out_the_same_episodes():
 def test_a_race_of_one_dream_is_refused():
     with pytest.raises(ConfigError, match=r"controller\.dream_race: must be 0 or at least 2.*but was 1"):
         make_config({"controller": {"dream_race": 1}}, "here")
+
+
+@pytest.mark.parametrize(("race", "episodes"), [(16, 16), (17, 16), (2, 1)])
+def test_a_race_that_races_nothing_is_refused(race, episodes):
+    with pytest.raises(ConfigError, match=rf"dream_race: must be less than dream_episodes \({episodes}\).*was {race}"):
+        make_config({"controller": {"dream_race": race, "dream_episodes": episodes}}, "here")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("controller.sigma=inf", "controller.sigma: must be a finite number, but was inf"),
+        ("controller.sigma=1e39", "controller.sigma: must be less than or equal to 1000000000000, but was 1e+39"),
+        ("controller.sigma=1e-310", "controller.sigma: must be greater than or equal to 0.000000000001, but was"),
+        ("controller.sigma=0.0", "controller.sigma: must be greater than or equal to 0.000000000001, but was 0.0"),
+        ("controller.real_sigma=nan", "controller.real_sigma: must be a finite number, but was nan"),
+        ("controller.real_sigma=1e13", "controller.real_sigma: must be less than or equal to 1000000000000"),
+        ("controller.temperature=inf", "controller.temperature: must be a finite number, but was inf"),
+        ("controller.temperature=1e300", "controller.temperature: must be less than or equal to 1000000"),
+        ("controller.checkpoint_seconds=inf", "controller.checkpoint_seconds: must be a finite number, but was inf"),
+        ("vision.learning_rate=inf", "vision.learning_rate: must be a finite number, but was inf"),
+        ("memory.end_weight=nan", "memory.end_weight: must be a finite number, but was nan"),
+    ],
+)
+def test_a_number_that_no_stage_could_work_with_is_refused(change, message):
+    with pytest.raises(ConfigError) as error:
+        resolve("quick", [change])
+    assert message in str(error.value)

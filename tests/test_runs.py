@@ -161,6 +161,11 @@ def test_checkpoints_give_back_the_newest_and_keep_few(tmp_path):
     assert checkpoints.latest() is None
 
 
+def test_checkpoints_that_keep_none_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="keep must be at least 1, but was 0"):
+        Checkpoints(tmp_path, keep=0)
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(3, {"w": torch.zeros(8)}, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import signal
@@ -13,10 +14,11 @@ import torch
 from recordings import StopAfter, Stopped, same_weights
 from torch import nn
 
+from wm_engine import training
 from wm_engine.errors import RunMismatchError, WMEngineError
 from wm_engine.records import Recorder, read_metrics
 from wm_engine.runs import Checkpoints
-from wm_engine.training import TrainingSettings, fit, keyed_generator, learning_rate
+from wm_engine.training import TrainingSettings, fit, keyed_generator, learning_rate, repeatable
 
 SETTINGS = TrainingSettings(
     steps=12, learning_rate=0.05, final_learning_rate=0.01, log_every=5, evaluate_every=4, checkpoint_seconds=0.0
@@ -114,6 +116,32 @@ def test_checkpoints_of_another_training_are_refused(tmp_path):
     with pytest.raises(RunMismatchError, match="checkpoints"):
         train(tmp_path, settings=SETTINGS.model_copy(update={"learning_rate": 0.04}))
     train(tmp_path, settings=SETTINGS.model_copy(update={"log_every": 1}))
+
+
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_on_a_gpu_cudnn_keeps_to_what_repeats_itself_and_is_put_back(monkeypatch, kind):
+    flags = torch.backends.cudnn
+    for before in (False, True):
+        monkeypatch.setattr(flags, "deterministic", before)
+        monkeypatch.setattr(flags, "benchmark", not before)
+        with repeatable(torch.device(kind)):
+            expected = (True, False) if kind == "cuda" else (before, not before)
+            assert (flags.deterministic, flags.benchmark) == expected
+        assert (flags.deterministic, flags.benchmark) == (before, not before)
+
+
+def test_every_step_of_a_training_is_repeatable(tmp_path, monkeypatch):
+    within = []
+
+    @contextlib.contextmanager
+    def watched(device):
+        within.append(device)
+        yield
+        within.append("end")
+
+    monkeypatch.setattr(training, "repeatable", watched)
+    train(tmp_path, at_step=lambda step: within.append(step))
+    assert within == [torch.device("cpu"), *range(SETTINGS.steps), "end"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):

@@ -85,6 +85,7 @@ def run_pipeline(
             rounds = [Round(run, index, config, recorder, fleet) for index in range(config.iterations)]
             _settle_changes(run, manifest, config, on_change, stages, recorder)
             config.write(run.config)
+            _warn_of_threads(rounds, manifest, [stage for stage in stages if only in (None, stage.name)])
             if only is not None:
                 stage = next(stage for stage in stages if stage.name == only)
                 chosen = _round_of(stage, rounds, manifest, round_index)
@@ -160,6 +161,29 @@ def _settle_changes(
         )
 
 
+def _warn_of_threads(rounds: Sequence[Round], manifest: Manifest, stages: Sequence[Stage]) -> None:
+    """Say what was made with another number of torch threads, where there is work left.
+
+    Not refused: a run may have to go on elsewhere, and no number of threads is more right than another.
+    """
+    entries = [manifest.get(current.index, stage.name) for current in rounds for stage in stages]
+    if all(entry is not None and entry.done for entry in entries):
+        return
+    now = torch.get_num_threads()
+    others = [
+        f"{entry.threads} in {name} of round {index}{'' if entry.done else ', unfinished'}"
+        for index, name, entry in manifest.entries()
+        if entry.threads not in (0, now)
+    ]
+    if others:
+        _log.warning(
+            "threads: were %s, and are now %d. Results depend on their number in the last bits, so the run will not "
+            "end with those of an uninterrupted one.",
+            "; ".join(others),
+            now,
+        )
+
+
 def _round_of(stage: Stage, rounds: Sequence[Round], manifest: Manifest, index: int | None) -> Round:
     if index is not None:
         if index >= len(rounds):
@@ -221,7 +245,7 @@ def _advance(current: Round, stage: Stage, manifest: Manifest, on_change: OnChan
         _log.info("%s: goes on where it was cut", label)
     else:
         _log.info("%s: begins", label)
-    entry = StageEntry(settings=settings, inputs=inputs, resumed=resumed)
+    entry = StageEntry(settings=settings, inputs=inputs, resumed=resumed, threads=torch.get_num_threads())
     manifest.put(current.index, stage.name, entry)
     began = time.monotonic()
     stage.work(current)

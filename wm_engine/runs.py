@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from wm_engine.checks import check_int
 from wm_engine.errors import CorruptFileError, RunBusyError, StorageError
 
 _log = logging.getLogger(__name__)
@@ -231,7 +232,7 @@ class Checkpoints:
 
     def __init__(self, folder: str | os.PathLike[str], keep: int = 2) -> None:
         self.folder = Path(folder)
-        self.keep = keep
+        self.keep = check_int("keep", keep, least=1)
 
     def save(self, step: int, tensors: Mapping[str, Tensor | np.ndarray], state: Mapping[str, Any]) -> None:
         """Write the checkpoint of ``step`` atomically, then delete all but the newest ``keep``."""
@@ -351,7 +352,7 @@ class StageEntry:
 
     settings: the part of the configuration that the stage read, as nested tables. inputs, outputs: a digest of every
     artifact, by name; outputs only once the stage is done. seconds: what the work took, earlier killed attempts not
-    counted in; resumed: whether there were any.
+    counted in; resumed: whether there were any. threads: torch's, of the latest attempt; 0 where they were not kept.
     """
 
     settings: dict[str, Any]
@@ -360,6 +361,7 @@ class StageEntry:
     outputs: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     resumed: bool = False
+    threads: int = 0
 
 
 class Manifest:

@@ -11,12 +11,12 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """One section of the configuration: frozen, strictly typed, and without unknown keys."""
+    """One section of the configuration: frozen, strictly typed, of finite numbers, without unknown keys."""
 
     free: ClassVar[frozenset[str]] = frozenset()
     """Settings that leave every result as it is (how often to log, to checkpoint): a run may go on with others."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     def identity(self) -> dict[str, Any]:
         """The settings that a result follows from, as plain values."""

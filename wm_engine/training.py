@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -104,7 +105,7 @@ def fit(
     saved_at = logged_at = time.monotonic()
     done_since = 0
     stream = batches(first)
-    with track(settings.steps, stage, "step", initial=first) as bar:
+    with repeatable(device), track(settings.steps, stage, "step", initial=first) as bar:
         for step in range(first, settings.steps):
             batch = next(stream)
             optimizer.param_groups[0]["lr"] = learning_rate(settings, step)
@@ -138,6 +139,23 @@ def fit(
             if last or time.monotonic() - saved_at >= settings.checkpoint_seconds:
                 _save(model, optimizer, carried, checkpoints, count, key)
                 saved_at = time.monotonic()
+
+
+@contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """cuDNN keeps to algorithms that repeat themselves, where ``device`` is a CUDA GPU; the flags are put back after.
+
+    A resumed training ends with the same bits only if a step has the same bits whenever it is done: by default cuDNN
+    may add gradients up by atomics, in any order, and with ``benchmark`` the clock chooses the algorithm.
+    """
+    flags = torch.backends.cudnn
+    before = flags.deterministic, flags.benchmark
+    if device.type == "cuda":
+        flags.deterministic, flags.benchmark = True, False
+    try:
+        yield
+    finally:
+        flags.deterministic, flags.benchmark = before
 
 
 def _evaluate(model: nn.Module, evaluate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
@@ -178,8 +196,8 @@ def _restore(
     step, tensors, state = latest
     if state.get("training") != key:
         raise RunMismatchError(
-            f"{checkpoints.folder}: its checkpoints belong to a {stage} training with other settings or other data. "
-            "Delete the folder to train anew."
+            f"{checkpoints.folder}: its checkpoints belong to a {stage} training with other settings or other data, or "
+            "with another version of the random numbers. Delete the folder to train anew."
         )
     model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
     for name in carried:

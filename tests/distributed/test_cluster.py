@@ -148,7 +148,12 @@ def test_a_lost_actor_is_replaced_and_its_shard_done_again(
 
 def train(folder: Path, world: World, engine: Any) -> ControllerResult:
     settings = ControllerSettings(
-        population=8, dream_generations=4, finalists=1, final_dream_episodes=3, optimizer="batched"
+        population=8,
+        dream_generations=4,
+        finalists=1,
+        final_dream_episodes=3,
+        optimizer="batched",
+        checkpoint_seconds=0.0,
     )
     fitness = DreamFitness(engine, world.starts, episodes=3, max_steps=10, seed=1)
     with Recorder(folder / "metrics") as recorder:

@@ -196,6 +196,7 @@ class Elsewhere:
 
 def train(folder: Path, world: World, engine: Any, race: int = 0, real: Any = None, **changes: Any) -> ControllerResult:
     plain = {"population": 24, "dream_generations": 4, "optimizer": "batched", "finalists": 2}
+    plain |= {"checkpoint_seconds": 0.0}
     settings = ControllerSettings(**(plain | {"dream_episodes": 8, "final_dream_episodes": 5} | changes))
     fitness = DreamFitness(engine, world.starts, episodes=8, max_steps=12, done="sample", race=race)
     checkpoints = Checkpoints(folder / "checkpoints")

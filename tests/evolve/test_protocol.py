@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from wm_engine.errors import CorruptFileError
 from wm_engine.evolve import BatchedCMAES, PycmaES, restore_optimizer
 from wm_engine.evolve.protocol import Distribution, derive_seed, rank
 
@@ -51,12 +53,87 @@ def test_no_numbers_are_an_error() -> None:
         rank(["a", "b"], 2, 0, 0)  # type: ignore[list-item]
 
 
+@pytest.mark.parametrize(
+    "returns",
+    [
+        ["1", "2"],
+        [None, 1.0],
+        [1j, 2.0],
+        [True, False],
+        np.array(["1", "2"]),
+        np.array([1.0, None]),
+        np.ones(2, np.complex128),
+        torch.ones(2, dtype=torch.complex64),
+        torch.ones(2, dtype=torch.bool),
+        [[1.0], [1.0, 2.0]],
+        [10**400, 1],
+    ],
+)
+def test_what_is_no_vector_of_numbers_is_an_error(returns: Any) -> None:
+    with pytest.raises(TypeError, match="returns must be 2 numbers, but were"):
+        rank(returns, 2, 0, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.int64, torch.uint8])
+def test_tensors_of_any_real_dtype_are_ranked(dtype: torch.dtype) -> None:
+    assert rank(torch.tensor([3, 1, 2], dtype=dtype), 3, 0, 0).order.tolist() == [0, 2, 1]
+
+
+def test_numbers_of_any_kind_are_ranked() -> None:
+    assert rank([Fraction(1, 3), 2, 10**30], 3, 0, 0).order.tolist() == [2, 1, 0]
+    assert rank([torch.tensor(1.0), torch.tensor(2.0)], 2, 0, 0).order.tolist() == [1, 0]  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("returns", "flat"),
+    [([1.0, 1.0, 1.0], True), ([np.nan] * 3, True), ([1.0, np.nan, 1.0], True), ([1.0, np.nan, 2.0], False)],
+)
+def test_a_ranking_is_flat_where_no_finite_returns_differ(returns: list[float], flat: bool) -> None:
+    assert rank(returns, 3, 0, 0).flat is flat
+
+
+@pytest.mark.parametrize("kind", [PycmaES, BatchedCMAES])
+@pytest.mark.parametrize("x0", [["1", "2"], [1j, 1.0], torch.ones(3, dtype=torch.complex64), "abc", None])
+def test_a_first_mean_of_no_numbers_is_named(kind: Any, x0: Any) -> None:
+    with pytest.raises(TypeError, match="x0 must be D numbers, but was"):
+        kind(x0, 0.1, 8)
+
+
+@pytest.mark.parametrize("kind", [PycmaES, BatchedCMAES])
+def test_a_first_mean_in_bfloat16_is_taken(kind: Any) -> None:
+    assert kind(torch.full((3,), 0.5, dtype=torch.bfloat16), 0.1, 8).mean.tolist() == [0.5] * 3
+
+
+@pytest.mark.parametrize("kind", [PycmaES, BatchedCMAES])
+@pytest.mark.parametrize(
+    ("sigma", "message"),
+    [
+        (1e39, r"sigma must be at most 1e\+30, but was 1e\+39"),
+        (1e-310, "sigma must be greater than 0, at least 1e-30, but was 1e-310"),
+        (float("inf"), "sigma must be finite"),
+    ],
+)
+def test_a_step_size_that_no_search_can_begin_with_is_named(kind: Any, sigma: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(torch.zeros(3), sigma, 8)
+
+
+@pytest.mark.parametrize("kind", [PycmaES, BatchedCMAES])
+@pytest.mark.parametrize("sigma", [1e-30, 1e-12, 1e12])
+def test_at_the_ends_of_the_step_sizes_a_search_goes_on(kind: Any, sigma: float) -> None:
+    search = kind(torch.zeros(3), sigma, 8)
+    for _ in range(20):
+        search.tell(-(search.ask().float() / sigma - 1.0).square().sum(dim=1))
+    assert torch.isfinite(search.ask().float()).all()
+
+
 def test_seeds_follow_the_documented_hash_and_differ() -> None:
     first_bytes = hashlib.sha256(b"1/dream/7").digest()[:8]
     assert derive_seed(1, "dream", 7) == int.from_bytes(first_bytes, "big") // 2
     seeds = {derive_seed(seed, kind, g) for seed in range(3) for kind in ("dream", "tracks") for g in range(100)}
     assert len(seeds) == 600
     assert all(0 <= seed < 2**63 for seed in seeds)
+    assert derive_seed(1, "a/b") == derive_seed(1, "a", "b"), "as documented: the joined text decides"
 
 
 @pytest.mark.parametrize("kind", [PycmaES, BatchedCMAES])
@@ -90,6 +167,17 @@ def test_a_search_from_a_distribution_survives_its_state(kind: type[PycmaES] | t
 
 
 @pytest.mark.parametrize("kind", [PycmaES, BatchedCMAES])
+def test_a_state_that_lacks_something_is_corrupt(kind: type[PycmaES] | type[BatchedCMAES]) -> None:
+    tensors, values = kind(torch.ones(3), 0.2, 8, 1).state()
+    with pytest.raises(CorruptFileError, match=f"of kind '{values['kind']}', lacks 'seed'"):
+        restore_optimizer(tensors, {name: value for name, value in values.items() if name != "seed"})
+    with pytest.raises(CorruptFileError, match=f"of kind '{values['kind']}', lacks"):
+        restore_optimizer({}, {"kind": values["kind"]})
+    with pytest.raises(CorruptFileError, match="names kind 'guess'; known are pycma, batched"):
+        restore_optimizer(tensors, values | {"kind": "guess"})
+
+
+@pytest.mark.parametrize("kind", [PycmaES, BatchedCMAES])
 @pytest.mark.parametrize(
     ("factor", "message"),
     [
@@ -97,10 +185,11 @@ def test_a_search_from_a_distribution_survives_its_state(kind: type[PycmaES] | t
         (torch.ones(3, 3), "lower triangular"),
         (torch.tensor([1.0, 0.0, 1.0]), "a diagonal above 0"),
         (torch.tensor([1.0, torch.nan, 1.0]), "finite"),
+        (torch.ones(3, dtype=torch.complex64), "factor must be a floating tensor"),
     ],
 )
 def test_a_factor_that_is_none_is_named(kind: Any, factor: torch.Tensor, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         kind(torch.zeros(3), 0.1, 8, factor=factor)
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from wm_engine.errors import RunMismatchError
 from wm_engine.evolve.pycma import PycmaES
 from wm_engine.runs import load_tensors, save_tensors
 
@@ -54,6 +57,76 @@ def test_a_restored_state_goes_on_to_the_bit(dimension: int, generations: int, t
     assert torch.equal(resumed.mean, whole.mean)
     assert resumed.sigma == whole.sigma
     assert torch.equal(resumed.ask(), whole.ask())
+
+
+def test_a_replay_that_ends_elsewhere_is_refused() -> None:
+    """Rankings mean nothing to other candidates: another BLAS or ``cma`` would go on from a destroyed search."""
+    tensors, values = evolve(PycmaES(torch.zeros(4), 0.5, popsize=8, seed=5), 7).state()
+    moved = tensors | {"mean": tensors["mean"].clone()}
+    moved["mean"][1] = moved["mean"][1].nextafter(torch.tensor(9.0, dtype=torch.float64))
+    with pytest.raises(RunMismatchError, match=r"replayed here: after 7 generations.*its versions and threads"):
+        PycmaES.from_state(moved, values)
+    wider = tensors | {"stds": 2.0 * tensors["stds"]}
+    older = values | {"made_with": values["made_with"] | {"cma": "3.9.0"}}
+    with pytest.raises(RunMismatchError, match=r"cma was 3\.9\.0 and is now 4"):
+        PycmaES.from_state(wider, older)
+
+
+def test_a_replay_to_the_same_bits_by_another_version_is_taken_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    whole = evolve(PycmaES(torch.zeros(4), 0.5, popsize=8, seed=5), 7)
+    tensors, values = whole.state()
+    with caplog.at_level(logging.WARNING):
+        resumed = PycmaES.from_state(tensors, values)
+        assert caplog.text == ""
+        PycmaES.from_state(tensors, values | {"made_with": values["made_with"] | {"numpy": "1.0"}})
+    assert "numpy was 1.0 and is now" in caplog.text
+    assert torch.equal(resumed.ask(), whole.ask())
+
+
+def test_a_state_of_an_earlier_version_is_refused() -> None:
+    tensors, values = evolve(PycmaES(torch.zeros(4), 0.5, popsize=8, seed=5), 2).state()
+    with pytest.raises(RunMismatchError, match="pycma's state is of an earlier version"):
+        PycmaES.from_state({name: tensors[name] for name in ("x0", "orders")}, values)
+
+
+REPLAYED = """
+import json, sys, torch
+from wm_engine.evolve.pycma import PycmaES
+from wm_engine.runs import load_tensors, save_tensors
+path, generations = sys.argv[1], int(sys.argv[2])
+weights = torch.linspace(1.0, 100.0, 305, dtype=torch.float64)
+if generations:
+    search = PycmaES(torch.zeros(305), 0.3, 16, 3)
+    for _ in range(generations):
+        search.tell(-(weights * (search.ask() - 1.0) ** 2).sum(dim=1))
+    tensors, values = search.state()
+    save_tensors(path, tensors, {"values": json.dumps(values)})
+else:
+    tensors, metadata = load_tensors(path)
+    search = PycmaES.from_state(tensors, json.loads(metadata["values"]))
+print(search.mean.sum().item().hex(), search.sigma.hex())
+"""
+
+
+@pytest.mark.slow
+def test_in_another_process_the_replay_ends_the_same_or_is_refused(tmp_path: Path) -> None:
+    """With as many threads to the bit; with more, where BLAS then adds up in another order, not at all."""
+
+    def ended(generations: int, threads: int) -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if not name.endswith("NUM_THREADS")}
+        environment |= {"OMP_NUM_THREADS": str(threads)}
+        command = [sys.executable, "-c", REPLAYED, str(tmp_path / "state.safetensors"), str(generations)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+    made = ended(40, threads=1)
+    assert made.returncode == 0, made.stderr
+    assert ended(0, threads=1).stdout == made.stdout
+    again = ended(0, threads=2)
+    if again.returncode:
+        assert "RunMismatchError" in again.stderr
+        assert "(BLAS threads was 1 and is now 2)" in again.stderr
+    else:
+        assert again.stdout == made.stdout
 
 
 def test_other_seeds_draw_other_candidates() -> None:

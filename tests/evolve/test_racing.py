@@ -20,7 +20,7 @@ from wm_engine.evolve.racing import Race, race_rounds
 
 @pytest.mark.parametrize(
     ("episodes", "first", "ends"),
-    [(16, 2, [2, 4, 8, 16]), (16, 5, [5, 10, 16]), (3, 2, [2, 3]), (2, 2, [2]), (2, 8, [2]), (1, 2, [1])],
+    [(16, 2, [2, 4, 8, 16]), (16, 5, [5, 10, 16]), (3, 2, [2, 3])],
 )
 def test_rounds_double_what_was_dreamt(episodes: int, first: int, ends: list[int]) -> None:
     rounds = race_rounds(episodes, first)
@@ -31,6 +31,14 @@ def test_rounds_double_what_was_dreamt(episodes: int, first: int, ends: list[int
 def test_one_episode_is_no_first_round() -> None:
     with pytest.raises(ValueError, match="first must be at least 2"):
         race_rounds(4, 1)
+
+
+@pytest.mark.parametrize(("episodes", "first"), [(2, 2), (2, 8), (1, 2)])
+def test_a_race_that_races_nothing_is_refused(world: World, episodes: int, first: int) -> None:
+    with pytest.raises(ValueError, match=rf"first must be less than episodes \({episodes}\).*but was {first}"):
+        race_rounds(episodes, first)
+    with pytest.raises(ValueError, match="nothing is raced"):
+        DreamFitness(DreamEngine(world.m, world.spec, backend="torch"), world.starts, episodes=episodes, race=first)
 
 
 def returns(worth: Tensor, episodes: int, noise: float, luck: float = 5.0) -> Tensor:
@@ -156,6 +164,20 @@ def test_a_raced_generation_takes_fewer_steps_and_can_be_repeated(world: World) 
     again(world.params, 5)
     assert torch.equal(again(world.params, 0), first)
     assert torch.equal(raced.fresh(world.params, 4, "final"), full.fresh(world.params, 4, "final"))
+    assert full.dreamt is None
+    assert raced.dreamt is not None
+    assert raced.dreamt[:, :2].all()
+    assert not raced.dreamt.all(), "some stopped early"
+    luck = (first - torch.where(raced.dreamt, first, torch.nan).nanmean(dim=1, keepdim=True))[~raced.dreamt]
+    assert torch.isfinite(luck).all()
+
+
+def test_exact_ties_dream_all_rounds() -> None:
+    """Nothing tells them apart, so no place is clear, however many episodes there are."""
+    race, table = Race(64, 8), returns(torch.zeros(64), 8, noise=0.0)
+    for part in race_rounds(8, 2):
+        race.add(torch.arange(64), table[:, part.start : part.stop])
+        assert len(race.unclear()) == 64
 
 
 def test_a_race_on_any_number_of_workers_is_the_same(world: World) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from wm_engine import DreamEngine
 from wm_engine.controller import ControllerSpec
 from wm_engine.dream.types import DreamOutput
 from wm_engine.errors import RunMismatchError, WMEngineError
+from wm_engine.evolve import training
 from wm_engine.evolve.fitness import DreamFitness
 from wm_engine.evolve.protocol import Distribution, derive_seed
 from wm_engine.evolve.training import ControllerResult, ControllerSettings, train_controller
@@ -63,6 +65,7 @@ class Hill:
 
 def settings(**changes: Any) -> ControllerSettings:
     plain = {"population": 8, "sigma": 0.3, "dream_generations": 6, "real_generations": 4, "finalists": 2}
+    plain |= {"checkpoint_seconds": 0.0}
     return ControllerSettings(**(plain | {"final_dream_episodes": 5, "final_real_episodes": 5} | changes))
 
 
@@ -202,6 +205,66 @@ def test_another_training_is_refused_with_the_difference(tmp_path: Path) -> None
         train(tmp_path, dream=Hill(1.0), identity={"memory": "b2"})
 
 
+def test_another_beginning_is_refused(tmp_path: Path) -> None:
+    begin = Distribution(torch.zeros(D), 0.2, torch.ones(D).double())
+    train(tmp_path, dream=Hill(1.0), initial=begin)
+    others = [torch.zeros(D), None, replace(begin, sigma=0.21), replace(begin, factor=2.0 * begin.factor)]
+    for other in others:
+        with pytest.raises(RunMismatchError, match=r"initial was '\w+' and is now"):
+            train(tmp_path, dream=Hill(1.0), initial=other)
+    train(tmp_path, dream=Hill(1.0), initial=replace(begin, mean=begin.mean.double()))
+
+
+def test_other_random_numbers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tmp_path, dream=Hill(1.0))
+    monkeypatch.setattr(training, "RNG_VERSION", 2)
+    with pytest.raises(RunMismatchError, match="rng_version was 1 and is now 2"):
+        train(tmp_path, dream=Hill(1.0))
+
+
+def test_checkpoints_from_before_their_keys_were_kept_are_gone_on_with(tmp_path: Path) -> None:
+    chosen = settings(optimizer="batched")
+    whole = train(tmp_path / "whole", settings=chosen, dream=Hill(1.0))
+    hill = Hill(1.0)
+    hill.killed_at = 3
+    with pytest.raises(Killed):
+        train(tmp_path / "old", settings=chosen, dream=hill)
+    checkpoints = Checkpoints(tmp_path / "old" / "checkpoints")
+    step, tensors, state = checkpoints.latest()
+    del state["key"]["rng_version"], state["key"]["initial"], state["where"]["ranked"]
+    checkpoints.save(step, tensors, state)
+    assert_equal(train(tmp_path / "old", settings=chosen, dream=Hill(1.0)), whole)
+
+
+def test_pycmas_search_that_cannot_be_replayed_is_refused_with_its_folder(tmp_path: Path) -> None:
+    hill = Hill(1.0)
+    hill.killed_at = 3
+    with pytest.raises(Killed):
+        train(tmp_path, dream=hill)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    step, tensors, state = checkpoints.latest()
+    checkpoints.save(step, tensors | {"optimizer.mean": tensors["optimizer.mean"] + 1.0}, state)
+    with pytest.raises(RunMismatchError, match=r"checkpoints: pycma's search cannot be replayed here"):
+        train(tmp_path, dream=Hill(1.0))
+
+
+@pytest.mark.parametrize("returns", [torch.zeros(8), torch.zeros(7, 3), torch.zeros(8, 0), [[0.0]] * 8])
+def test_returns_of_another_shape_are_named(tmp_path: Path, returns: Any) -> None:
+    with pytest.raises(ValueError, match=r"fitness 'dream' must return a tensor \[P, E\].*here \[8, E\]"):
+        train(tmp_path, dream=Fixed(returns))
+
+
+class Fixed(Hill):
+    """Returns the same, whoever is asked about."""
+
+    def __init__(self, returns: Any) -> None:
+        super().__init__(1.0)
+        self._fixed = returns
+
+    def __call__(self, params: Tensor, generation: int) -> Tensor:
+        return self._fixed
+
+
 def test_metrics_of_every_generation(tmp_path: Path) -> None:
     def one_lost(returns: Tensor, generation: int) -> Tensor:
         returns = returns.clone()
@@ -219,6 +282,8 @@ def test_metrics_of_every_generation(tmp_path: Path) -> None:
         assert row["sigma"] > 0
         assert row["steps"] == 8 * 3
         assert row["steps_per_second"] > 0
+    # A row's are those that were written since the row before.
+    assert [row["checkpoint_seconds"] > 0 for row in generations] == [False] + 5 * [True]
     final = next(row for row in rows if row["stage"] == "controller")
     assert final["dream_mean"] < 0
 
@@ -233,6 +298,47 @@ def test_lost_candidates_are_logged_and_a_lost_population_is_an_error(
     with caplog.at_level(logging.WARNING), pytest.raises(WMEngineError, match="10 generations in a row"):
         train(tmp_path, settings=chosen, dream=Hill(1.0, spoil=all_lost))
     assert "8 of 8 candidates had no finite return" in caplog.text
+
+
+@pytest.mark.parametrize("finalists", [0, 2])
+def test_a_phase_without_one_finite_return_is_an_error(tmp_path: Path, finalists: int) -> None:
+    """Too short for as many lost generations in a row as are borne; the finals alone could still be finite."""
+    lost = Hill(1.0, spoil=lambda returns, generation: torch.full_like(returns, torch.nan))
+    for _ in range(2):
+        with pytest.raises(WMEngineError, match=r"\(dream\): no return of all 6 generations was finite.*temperature"):
+            train(tmp_path, settings=settings(finalists=finalists), dream=lost)
+
+
+def test_a_final_without_one_finite_return_is_an_error(tmp_path: Path) -> None:
+    class Lost(Hill):
+        def fresh(self, params: Tensor, episodes: int, stream: str) -> Tensor:
+            return torch.full_like(super().fresh(params, episodes, stream), torch.inf)
+
+    with pytest.raises(WMEngineError, match=r"in the final, no mean return of 3 finalists was finite"):
+        train(tmp_path, dream=Lost(1.0))
+
+
+def test_a_finite_generation_in_the_first_phase_does_not_count_in_the_second(tmp_path: Path) -> None:
+    lost = Hill(1.0, spoil=lambda returns, generation: torch.full_like(returns, torch.nan))
+    with pytest.raises(WMEngineError, match=r"\(real\): no return of all 4 generations was finite"):
+        train(tmp_path, settings=settings(train_in="dream_then_real"), dream=Hill(1.0), real=lost)
+
+
+def test_filled_in_returns_say_nothing_of_how_episodes_differ(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    dreamt = torch.rand(8, 3, generator=generator) < 0.5
+    dreamt[:, :2] = True
+
+    table = torch.randn(8, 3, generator=generator)
+    for name, mask in (("raced", dreamt), ("full", torch.ones_like(dreamt))):
+        hill = Fixed(torch.where(mask, table, 100.0))
+        hill.dreamt = mask if name == "raced" else None
+        train(tmp_path / name, settings=settings(dream_generations=1), dream=hill)
+        row = read_metrics(tmp_path / name / "metrics" / "metrics.jsonl")[0]
+        rows = [own[there].double() for own, there in zip(table, mask, strict=True)]
+        squares = sum(float((own - own.mean()).square().sum()) for own in rows)
+        freedom = sum(len(own) - 1 for own in rows)
+        assert row["episode_std"] == pytest.approx((squares / freedom) ** 0.5)
 
 
 @pytest.mark.parametrize("lost", [0, 3])
@@ -324,6 +430,7 @@ class Racetrack:
 def train_raced(folder: Path, optimizer: str, track: Racetrack, world: World) -> ControllerResult:
     fitness = DreamFitness(track, world.starts, episodes=8, max_steps=12, done="sample", race=2)
     chosen = settings(optimizer=optimizer, population=RACERS, dream_generations=4, dream_episodes=8, dream_race=2)
+    assert chosen.checkpoint_seconds == 0.0, "every generation is kept"
     with Recorder(folder / "metrics") as recorder:
         return train_controller(
             chosen, world.spec, dream=fitness, checkpoints=Checkpoints(folder / "checkpoints"), recorder=recorder

@@ -11,6 +11,8 @@ from checker import check
 from recordings import PixelVision, StopAfter, Stopped, known_world, same_weights
 from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily, Normal
 
+from wm_engine.errors import RunMismatchError
+from wm_engine.memory import training as memory_training
 from wm_engine.memory.fidelity import memory_fidelity
 from wm_engine.memory.model import MDNRNN
 from wm_engine.memory.sequences import SequenceBatch
@@ -169,4 +171,11 @@ def test_one_episode_is_not_enough(tmp_path):
     store = known_world(tmp_path / "rollouts", episodes=1)
     latents = encode_store(PixelVision(), store, tmp_path / "latents")
     with pytest.raises(ValueError, match="at least two episodes"):
+        train(latents, tmp_path)
+
+
+def test_checkpoints_of_other_random_numbers_are_refused(latents, tmp_path, monkeypatch):
+    train(latents, tmp_path)
+    monkeypatch.setattr(memory_training, "RNG_VERSION", 2)
+    with pytest.raises(RunMismatchError, match=r"belong to a memory training .* or with another version of the random"):
         train(latents, tmp_path)

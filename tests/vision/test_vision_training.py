@@ -13,6 +13,7 @@ from wm_engine.errors import RunMismatchError
 from wm_engine.records import Recorder, read_metrics
 from wm_engine.rollouts import RolloutStore
 from wm_engine.runs import Checkpoints
+from wm_engine.vision import training as vision_training
 from wm_engine.vision.model import VAE
 from wm_engine.vision.training import VisionSettings, kl_divergence, reconstruction_error, train_vision
 
@@ -114,3 +115,10 @@ def test_one_episode_is_not_enough(tmp_path):
     shades(tmp_path / "rollouts", episodes=1)
     with pytest.raises(ValueError, match="at least two episodes"):
         train(RolloutStore.open(tmp_path / "rollouts"), tmp_path)
+
+
+def test_checkpoints_of_other_random_numbers_are_refused(store, tmp_path, monkeypatch):
+    train(store, tmp_path)
+    monkeypatch.setattr(vision_training, "RNG_VERSION", 2)
+    with pytest.raises(RunMismatchError, match=r"belong to a vision training .* or with another version of the random"):
+        train(store, tmp_path)

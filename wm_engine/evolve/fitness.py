@@ -33,7 +33,8 @@ BEGIN, CHOOSE, SCORE = "begin", "choose", "score"
 
 class Fitness(Protocol):
     """Returns of a population. ``unit`` names what ``steps``, the work done so far, counts; candidates that are on
-    ``device`` already travel least."""
+    ``device`` already travel least. A fitness that fills in some returns may have ``dreamt``: which of the latest
+    call's it did not, bool [P, E], or None where it filled in none."""
 
     unit: str
     steps: int
@@ -80,8 +81,8 @@ class DreamFitness:
     episodes, max_steps, temperature, reward, done : as in :meth:`wm_engine.dream.engine.DreamEngine.rollout`
     seed : generation g dreams with ``derive_seed(seed, "dream", g)``
     race : episodes that all candidates dream before those whose place is clear stop (:mod:`wm_engine.evolve.racing`);
-        what they did not dream is filled in. Round r dreams with ``derive_seed(seed, "dream", g, "round", r)``.
-        0: every candidate dreams all episodes
+        what they did not dream is filled in. Round r dreams with ``derive_seed(seed, "dream", g, "round", r)``. At
+        least 2 and less than ``episodes``; 0: every candidate dreams all episodes
     """
 
     unit = "dream_steps"
@@ -104,6 +105,7 @@ class DreamFitness:
         self._episodes, self._max_steps, self._seed = episodes, max_steps, seed
         self._temperature, self._reward, self._done = temperature, reward, done
         self.steps = 0
+        self.dreamt: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -120,6 +122,7 @@ class DreamFitness:
             running = race.unclear()
             if not len(running):
                 break
+        self.dreamt = race.dreamt
         return race.result()
 
     def fresh(self, params: Tensor, episodes: int, stream: str) -> Tensor:

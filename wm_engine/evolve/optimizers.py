@@ -74,9 +74,13 @@ def restore_optimizer(
 ) -> Optimizer:
     """The optimiser whose ``state()`` this was, on ``device``; None: on the device where it was.
 
-    Raises CorruptFileError where no optimiser says that the state is its own, ValueError where the device is not here.
+    Raises CorruptFileError where no optimiser says that the state is its own, or a part of it is missing; ValueError
+    where the device is not here; RunMismatchError where pycma's search cannot be replayed here to the same bits.
     """
     kind = values.get("kind")
     if kind not in OPTIMIZERS:
         raise CorruptFileError(f"the optimiser's state names kind {kind!r}; known are {', '.join(OPTIMIZERS)}")
-    return OPTIMIZERS[kind].from_state(tensors, values if device is None else values | {"device": str(device)})
+    try:
+        return OPTIMIZERS[kind].from_state(tensors, values if device is None else values | {"device": str(device)})
+    except KeyError as error:
+        raise CorruptFileError(f"the optimiser's state, of kind {kind!r}, lacks {error}") from error

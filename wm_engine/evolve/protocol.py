@@ -10,6 +10,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -25,6 +26,12 @@ State: TypeAlias = tuple[dict[str, Tensor], dict[str, Any]]
 
 # Far outside what a search needs; they keep a diverging or collapsing distribution inside floating-point range.
 _LEAST_STD, _GREATEST_STD = 1e-15, 1e15
+
+LEAST_SIGMA, GREATEST_SIGMA = 1e-12, 1e12
+"""The first step sizes that a configuration may name: at its bounds, their distribution still fits into float32."""
+
+# What a search takes is wider: the distribution that one of those has come to is another search's beginning.
+_LEAST_BEGINNING, _GREATEST_BEGINNING = 1e-30, 1e30
 
 WITHOUT_FLOAT64 = ("mps",)
 """Kinds of device that have no float64."""
@@ -101,7 +108,7 @@ class Distribution:
 @dataclass(frozen=True)
 class Ranking:
     """The order of a generation. ``order`` int64 [P]: candidates, best first; ``nonfinite``: how many returns were not
-    finite; ``flat``: no two candidates could be told apart."""
+    finite; ``flat``: of those that were, no two differed."""
 
     order: np.ndarray
     nonfinite: int
@@ -117,36 +124,54 @@ def rank(returns: Returns, popsize: int, seed: int, generation: int) -> Ranking:
     """
     values = _as_vector(returns, popsize)
     finite = np.isfinite(values)
+    told_apart = len(np.unique(values[finite])) > 1
     values = np.where(finite, values, -np.inf)
     shuffled = np.random.default_rng((seed, generation, 1)).permutation(popsize)
     order = shuffled[np.argsort(-values[shuffled], kind="stable")]
-    return Ranking(order=order, nonfinite=int(popsize - finite.sum()), flat=bool(np.all(values == values[0])))
+    return Ranking(order=order, nonfinite=int(popsize - finite.sum()), flat=not told_apart)
 
 
 def _as_vector(returns: Returns, popsize: int) -> np.ndarray:
-    try:
-        plain = returns.detach().cpu().numpy() if isinstance(returns, Tensor) else returns
-        values = np.asarray(plain, np.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"returns must be {popsize} numbers, but were {type(returns).__name__} ({error})") from error
+    values = _as_numbers(returns, f"returns must be {popsize} numbers, but were")
     if values.shape != (popsize,):
         raise ValueError(f"returns must have shape [{popsize}], one a candidate, but had {list(values.shape)}")
     return values
 
 
+def _as_numbers(given: Any, complaint: str) -> np.ndarray:
+    """Real numbers as a float64 array; else a TypeError of ``complaint`` and what they were.
+
+    Left to NumPy, "1" and None would count as numbers, and an imaginary part would go without a word.
+    """
+    try:
+        if isinstance(given, Tensor):
+            plain = given.detach().cpu()
+            # NumPy has no bfloat16.
+            values = (plain.double() if plain.is_floating_point() else plain).numpy()
+        else:
+            values = np.asarray(given)
+        if values.dtype == object and all(isinstance(each, Real) for each in values.flat):
+            values = values.astype(np.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TypeError(f"{complaint} {type(given).__name__} ({error})") from error
+    if values.dtype.kind not in "fiu":
+        raise TypeError(f"{complaint} {type(given).__name__} of {values.dtype}")
+    return values.astype(np.float64)
+
+
 def check_start(x0: Any, sigma: Any, popsize: Any, seed: Any) -> tuple[np.ndarray, float, int, int]:
     """The checked arguments that every optimiser starts from: x0 float64 [D], sigma, popsize, seed."""
-    mean = x0.detach().cpu().double().numpy() if isinstance(x0, Tensor) else np.asarray(x0, np.float64)
+    mean = _as_numbers(x0, "x0 must be D numbers, but was")
     if mean.ndim != 1 or mean.size < 2:
         raise ValueError(f"x0 must have shape [D] with D of at least 2, but had {list(mean.shape)}")
     if not np.isfinite(mean).all():
         raise ValueError(
             f"x0 must be finite, but {int((~np.isfinite(mean)).sum())} of its {mean.size} entries were not"
         )
-    step = check_float("sigma", sigma, least=0.0)
-    if step == 0.0:
-        raise ValueError("sigma must be greater than 0, but was 0.0")
-    return mean.copy(), step, check_int("popsize", popsize, least=4), check_int("seed", seed, least=0)
+    step = check_float("sigma", sigma, least=0.0, most=_GREATEST_BEGINNING)
+    if step < _LEAST_BEGINNING:
+        raise ValueError(f"sigma must be greater than 0, at least {_LEAST_BEGINNING:g}, but was {step:g}")
+    return mean, step, check_int("popsize", popsize, least=4), check_int("seed", seed, least=0)
 
 
 def check_home(device: Any) -> torch.device:
@@ -159,6 +184,8 @@ def check_home(device: Any) -> torch.device:
 
 def check_factor(factor: Tensor, dimension: int, diagonal_only: bool = False) -> Tensor:
     """A distribution's factor, float64 with its own memory, checked; ValueError where it is none for ``dimension``."""
+    if not factor.is_floating_point():
+        raise TypeError(f"factor must be a floating tensor, but its dtype was {factor.dtype}")
     shapes = [[dimension]] if diagonal_only else [[dimension], [dimension, dimension]]
     if list(factor.shape) not in shapes:
         raise ValueError(f"factor must have shape {' or '.join(map(str, shapes))}, but had {list(factor.shape)}")
@@ -183,11 +210,12 @@ def held_std(std: float, first_sigma: float) -> float:
 
 
 def derive_seed(seed: int, *words: str | int) -> int:
-    """A seed of 63 bits for one use of a run's ``seed``, different for every sequence of ``words``.
+    """A seed of 63 bits for one use of a run's ``seed``, another one for ``words`` that read differently when joined.
 
     The first 8 bytes, big-endian, of the SHA-256 of the arguments' decimal or plain text joined by "/", less the
-    lowest bit: ``derive_seed(1, "dream", 7)`` hashes ``b"1/dream/7"``. It depends on nothing else, so a resumed run
-    meets the seeds of the run that was cut.
+    lowest bit: ``derive_seed(1, "dream", 7)`` hashes ``b"1/dream/7"``, as do ``(1, "dream/7")`` and ``(1, "dream",
+    "7")``: a word should hold no "/". It depends on nothing else, so a resumed run meets the seeds of the one that was
+    cut.
     """
     digest = hashlib.sha256("/".join(map(str, (seed, *words))).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wm_engine.errors import RunMismatchError
 from wm_engine.evolve.protocol import (
     Distribution,
     Ranking,
@@ -22,6 +25,10 @@ from wm_engine.evolve.protocol import (
     rank,
 )
 
+_log = logging.getLogger(__name__)
+
+# What says how many threads NumPy's BLAS takes, the first that is there; else it takes as many as there are CPUs.
+_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 _EPSILON = float(np.finfo(np.float64).eps)
 
 
@@ -33,8 +40,10 @@ class PycmaES:
     coordinates u of x = x0 + L·u, where that distribution is round: CMA-ES is the same in any coordinates. The package
     neither prints nor writes files nor touches NumPy's global random state.
 
-    The state is the history of rankings, replayed when it is loaded: exact by construction, and independent of the
-    package's internals. A replay costs what the optimiser itself cost, about 50 ms a generation at D = 867 and P = 64.
+    The state is the history of rankings, replayed when it is loaded, and the mean and the deviations that it led to. A
+    ranking means something for the very candidates that it ranked, and another ``cma``, NumPy, CPU or number of BLAS
+    threads may draw others; so a replay that does not end with the same bits is refused. It costs what the optimiser
+    itself cost, about 50 ms a generation at D = 867 and P = 64.
     """
 
     def __init__(self, x0: Any, sigma: float, popsize: int, seed: int = 0, *, factor: Tensor | None = None) -> None:
@@ -144,17 +153,57 @@ class PycmaES:
         orders = np.stack(self._orders) if self._orders else np.empty((0, self._popsize), np.int32)
         tensors = {"x0": as_float64(self._x0), "orders": torch.from_numpy(orders)}
         tensors |= {} if self._factor is None else {"first_factor": self._factor.clone()}
-        return tensors, {"kind": "pycma", "sigma": self._sigma0, "popsize": self._popsize, "seed": self._seed}
+        values = {"kind": "pycma", "sigma": self._sigma0, "popsize": self._popsize, "seed": self._seed}
+        return tensors | self._reached(), values | {"made_with": _surroundings()}
+
+    def _reached(self) -> dict[str, Tensor]:
+        """What a replay must come to, to the bit: the mean and the deviations, in the package's own coordinates."""
+        return {"mean": as_float64(self._es.mean), "stds": as_float64(self._es.stds)}
 
     @classmethod
     def from_state(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> PycmaES:
-        """The optimiser whose ``state()`` this was, ready for its next ``ask``."""
-        factor = tensors.get("first_factor")
+        """The optimiser whose ``state()`` this was, ready for its next ``ask``.
+
+        Raises RunMismatchError where the replay did not come to where the optimiser was.
+        """
+        orders, factor = tensors["orders"].numpy(), tensors.get("first_factor")
         optimizer = cls(tensors["x0"], values["sigma"], values["popsize"], values["seed"], factor=factor)
-        for order in tensors["orders"].numpy():
+        if not {"mean", "stds"} <= tensors.keys():
+            raise RunMismatchError(
+                "pycma's state is of an earlier version, which did not keep the mean that its replay must come to, so "
+                "that nothing tells whether it does. Delete it to begin anew."
+            )
+        for order in orders:
             optimizer.ask()
             optimizer._update(order.astype(np.int64))
+        optimizer._check_replayed(tensors, values["made_with"])
         return optimizer
+
+    def _check_replayed(self, tensors: dict[str, Tensor], made_with: dict[str, Any]) -> None:
+        now, reached = _surroundings(), self._reached()
+        changes = [f"{name} was {made_with.get(name)} and is now {now[name]}" for name in now]
+        changes = [change for change, name in zip(changes, now, strict=True) if made_with.get(name) != now[name]]
+        if all(torch.equal(tensors[name], reached[name]) for name in reached):
+            if changes:
+                _log.warning("pycma: %s; its replay came to the same bits, what follows may not", "; ".join(changes))
+            return
+        distance = float(((reached["mean"] - tensors["mean"]) / tensors["stds"]).abs().max())
+        why = "; ".join(changes) or "its versions and threads are the same: another CPU, or another BLAS"
+        raise RunMismatchError(
+            f"pycma's search cannot be replayed here: after {self.generation} generations its mean is {distance:.2g} "
+            f"standard deviations away from where it was ({why}). Go on as it was made, or delete its checkpoints and "
+            "begin anew."
+        )
+
+
+def _surroundings() -> dict[str, Any]:
+    """What the last bits of the package's results follow from, as far as it is known: a BLAS hides its own threads."""
+    import cma
+
+    named = [os.environ[name] for name in _THREADS if name in os.environ]
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = named[0] if named else str(affinity)
+    return {"cma": cma.__version__, "numpy": np.__version__, "BLAS threads": threads}
 
 
 @contextmanager

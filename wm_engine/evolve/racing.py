@@ -22,9 +22,14 @@ _CONFIDENCE, _CLEAR = 0.5, 0.5
 
 
 def race_rounds(episodes: int, first: int) -> list[range]:
-    """The episodes of each round: ``first`` for all candidates, then as many again as there were before."""
+    """The episodes of each round: ``first`` for all candidates, then as many again as there were before.
+
+    ValueError where the first round would be the last.
+    """
     check_int("episodes", episodes, least=1)
-    edges = [0, min(check_int("first", first, least=2), episodes)]
+    if check_int("first", first, least=2) >= episodes:
+        raise ValueError(f"first must be less than episodes ({episodes}), or nothing is raced, but was {first}")
+    edges = [0, first]
     while edges[-1] < episodes:
         edges.append(min(2 * edges[-1], episodes))
     return [range(a, b) for a, b in itertools.pairwise(edges)]
@@ -76,9 +81,14 @@ class Race:
         allowed = _CLEAR * torch.tensor(float(len(self._worth))).log()
         return torch.nonzero(running & entered & (apart > allowed)).squeeze(1)
 
+    @property
+    def dreamt(self) -> Tensor:
+        """Which returns of :meth:`result` were dreamt and not filled in, bool [P, E]."""
+        return torch.isfinite(self._returns)
+
     def result(self) -> Tensor:
         """Returns float32 [P, E]: as dreamt, or filled in; NaN for a candidate that failed."""
         expected = self._worth.unsqueeze(1) + self._luck
-        filled = torch.where(torch.isfinite(self._returns), self._returns, expected)
+        filled = torch.where(self.dreamt, self._returns, expected)
         filled[self._failed] = torch.nan
         return filled.float()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from torch import Tensor
 
 from wm_engine.checks import check_tensor
@@ -20,10 +20,11 @@ from wm_engine.controller import ControllerSpec, spec_metadata, spec_of
 from wm_engine.errors import CorruptFileError, RunMismatchError, WMEngineError
 from wm_engine.evolve.fitness import BEGIN, CHOOSE, SCORE, Fitness
 from wm_engine.evolve.optimizers import choose_optimizer, make_optimizer, restore_optimizer
-from wm_engine.evolve.protocol import Distribution, Optimizer, derive_seed
+from wm_engine.evolve.protocol import GREATEST_SIGMA, LEAST_SIGMA, Distribution, Optimizer, Ranking, derive_seed
 from wm_engine.progress import track
 from wm_engine.records import Recorder
-from wm_engine.runs import Checkpoints, load_tensors, save_tensors
+from wm_engine.rng import RNG_VERSION
+from wm_engine.runs import Checkpoints, load_tensors, save_tensors, tensors_fingerprint
 from wm_engine.settings import Section
 
 _log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class ControllerSettings(Section):
         description="where a batched one lives: cpu, cuda, cuda:1; auto takes the dream's device, if that has float64",
     )
     population: int = Field(64, ge=4, description="candidates a generation")
-    sigma: float = Field(0.1, gt=0.0, description="first step size")
+    sigma: float = Field(0.1, ge=LEAST_SIGMA, le=GREATEST_SIGMA, description="first step size")
 
     dream_generations: int = Field(100, ge=1)
     dream_episodes: int = Field(16, ge=1, description="dreams of each candidate, in each generation")
@@ -78,10 +79,12 @@ class ControllerSettings(Section):
         0,
         ge=0,
         description="racing: candidates whose place is clear stop after this many of their dreams, or twice as many, "
-        "or four times; at least 2; 0: all dream all",
+        "or four times; at least 2, and less than dream_episodes; 0: all dream all",
     )
     dream_steps: int = Field(1000, ge=1, description="most steps of a dream")
-    temperature: float = Field(1.0, ge=0.0, description="of M's mixture in the dream; higher is harder to exploit")
+    temperature: float = Field(
+        1.0, ge=0.0, le=1e6, description="of M's mixture in the dream; higher is harder to exploit"
+    )
     reward: Literal["predicted", "survival"] = Field("predicted", description="what a dreamt step is worth")
     done: Literal["threshold", "sample"] = Field("threshold", description="how a dream ends")
     starts: int = Field(256, ge=1, description="recorded states that dreams begin from")
@@ -90,7 +93,7 @@ class ControllerSettings(Section):
     real_generations: int = Field(30, ge=1)
     real_episodes: int = Field(1, ge=1, description="tracks that each candidate drives, the same for all")
     real_steps: int = Field(400, ge=1, description="most steps of a real episode during training")
-    real_sigma: float = Field(0.1, gt=0.0, description="first step size of the real phase")
+    real_sigma: float = Field(0.1, ge=LEAST_SIGMA, le=GREATEST_SIGMA, description="first step size of the real phase")
     real_patience: int = Field(
         0, ge=0, description="end a training episode after so many steps in a row without a positive reward; 0: never"
     )
@@ -100,7 +103,9 @@ class ControllerSettings(Section):
     final_dream_episodes: int = Field(64, ge=1)
     final_real_episodes: int = Field(8, ge=1)
     final_real_steps: int = Field(1000, ge=1, description="most steps of a final's real episode, without patience")
-    checkpoint_seconds: float = Field(0.0, ge=0.0, description="how much work a kill may cost; 0: no generation")
+    checkpoint_seconds: float = Field(
+        10.0, ge=0.0, description="how much work a kill may cost, beside a generation's; 0: every generation is kept"
+    )
 
     @field_validator("dream_race")
     @classmethod
@@ -108,6 +113,15 @@ class ControllerSettings(Section):
         if value == 1:
             raise ValueError("must be 0 or at least 2: one dream does not say how much dreams differ")
         return value
+
+    @model_validator(mode="after")
+    def _a_race_can_end_early(self) -> ControllerSettings:
+        if self.dream_race >= self.dream_episodes and self.dream_race:
+            raise ValueError(
+                f"dream_race: must be less than dream_episodes ({self.dream_episodes}), or nothing is raced, but was "
+                f"{self.dream_race}; 0 lets all candidates dream all episodes"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -206,8 +220,10 @@ def train_controller(
     follows from the seeds, the settings and the generation's number, nothing from the clock.
 
     Raises ValueError where a needed fitness is missing or the optimiser cannot live on the device that the settings
-    name, RunMismatchError where the checkpoints belong to a training with other settings or with its optimiser on
-    another kind of device, WMEngineError where generation after generation has no finite return.
+    name, or a fitness returns something else than [P, E]; RunMismatchError where the checkpoints belong to a training
+    with other settings, another beginning or with its optimiser on another kind of device, or cannot be gone on with
+    to the bit (:class:`wm_engine.evolve.pycma.PycmaES`); WMEngineError where generation after generation, or a whole
+    phase, has no finite return, or no finalist of a phase does.
     """
     fitnesses = {"dream": dream, "real": real}
     phases = [_phase(settings, name, spec, fitnesses[name]) for name in settings.train_in.split("_then_")]
@@ -219,7 +235,7 @@ def train_controller(
     # Other kinds of device draw other candidates.
     devices = {phase.name: phase.device.type for phase in phases}
     key = {"settings": settings.identity(), "seed": seed, "iteration": iteration, "identity": dict(identity or {})}
-    key["optimizer_device"] = devices
+    key |= {"optimizer_device": devices, "rng_version": RNG_VERSION, "initial": tensors_fingerprint(begin.tensors())}
     training = _Training(settings, phases, begin, seed, iteration, key, checkpoints, recorder)
     training.run()
     return training.result(fitnesses, spec)
@@ -236,6 +252,10 @@ def _phase(settings: ControllerSettings, name: str, spec: ControllerSpec, fitnes
         return _Phase(*where, settings.dream_generations, settings.sigma, settings.final_dream_episodes)
     sigma = settings.real_sigma if settings.train_in == "dream_then_real" else settings.sigma
     return _Phase(*where, settings.real_generations, sigma, settings.final_real_episodes)
+
+
+# Where a phase stands at its start. unranked: generations in a row without a finite return; ranked: those with one.
+_FRESH: dict[str, Any] = {"generation": 0, "unranked": 0, "ranked": 0, "elite": []}
 
 
 class _Training:
@@ -256,7 +276,8 @@ class _Training:
         self._key, self._checkpoints, self._recorder = json.loads(json.dumps(key)), checkpoints, recorder
         self._initial = begin
         self._tensors: dict[str, Tensor] = {"start": begin.mean}
-        self._where: dict[str, Any] = {"phase": 0, "generation": 0, "unranked": 0, "elite": [], "sources": {}}
+        self._where: dict[str, Any] = {"phase": 0, "sources": {}} | _FRESH
+        self._saving_seconds = 0.0
         self._optimizer: Optimizer | None = None
         self._restore()
 
@@ -309,49 +330,52 @@ class _Training:
         params = optimizer.ask().float().to(phase.fitness.device)
         float(params[0, 0])  # waits for a GPU, whose work would count as the fitness's otherwise
         asked = time.monotonic()
-        returns = phase.fitness(params, generation).double()
+        returns = _checked(phase, phase.fitness(params, generation), len(params)).double()
         evaluated = time.monotonic()
         means = returns.mean(dim=1)
         optimizer.tell(means)
         told = time.monotonic()
+        ranking = optimizer.last_ranking
+        assert ranking is not None
         self._remember(phase, params, means, generation)
 
         steps = phase.fitness.steps - steps_before
         rate = steps / max(evaluated - asked, 1e-9)
-        numbers = _statistics(returns) | {
+        numbers = _statistics(returns, getattr(phase.fitness, "dreamt", None)) | {
+            "nonfinite": ranking.nonfinite,
             "sigma": optimizer.sigma,
             "steps": steps,
             f"{phase.fitness.unit}_per_second": rate,
             "fitness_seconds": evaluated - asked,
             "optimizer_seconds": (asked - began) + (told - evaluated),
+            "checkpoint_seconds": self._saving_seconds,
         }
+        self._saving_seconds = 0.0
         self._recorder.log(f"controller_{phase.name}", generation + 1, self._iteration, **numbers)
-        self._watch(phase, generation, means)
+        self._watch(phase, generation, ranking)
         return f"mean {numbers['mean']:.1f}, best {numbers['best']:.1f}, {rate:,.0f} {phase.fitness.unit}/s"
 
-    def _watch(self, phase: _Phase, generation: int, means: Tensor) -> None:
-        finite = means[torch.isfinite(means)]
-        lost = len(means) - len(finite)
+    def _watch(self, phase: _Phase, generation: int, ranking: Ranking) -> None:
+        lost, population = ranking.nonfinite, len(ranking.order)
         if lost:
             _log.warning(
                 "controller (%s): generation %d: %d of %d candidates had no finite return and ranked worst",
                 phase.name,
                 generation,
                 lost,
-                len(means),
+                population,
             )
-        if len(finite) > 1 and bool((finite == finite[0]).all()):
+        if ranking.flat and population - lost > 1:
             _log.warning(
                 "controller (%s): generation %d: all finite returns are equal; they taught nothing",
                 phase.name,
                 generation,
             )
-        self._where["unranked"] = self._where["unranked"] + 1 if lost == len(means) else 0
+        ranked = lost < population
+        self._where["ranked"] += ranked
+        self._where["unranked"] = 0 if ranked else self._where["unranked"] + 1
         if self._where["unranked"] >= _MOST_UNRANKED:
-            raise WMEngineError(
-                f"controller ({phase.name}): no return of {_MOST_UNRANKED} generations in a row was finite. "
-                "Look at M's losses, lower controller.sigma or controller.temperature, and run the stage again."
-            )
+            raise _nothing_finite(phase, f"no return of {_MOST_UNRANKED} generations in a row")
 
     def _remember(self, phase: _Phase, params: Tensor, means: Tensor, generation: int) -> None:
         """Keep the generation's best in the history, and the best of all so far as the elite."""
@@ -373,6 +397,8 @@ class _Training:
 
     def _crown(self, phase: _Phase, optimizer: Optimizer) -> None:
         """Let the mean, the elite and the earlier phase's winner meet fresh luck; the best is the phase's winner."""
+        if not self._where["ranked"]:
+            raise _nothing_finite(phase, f"no return of all {phase.generations} generations")
         names, finalists = [f"{phase.name} mean"], [optimizer.mean.float().cpu()]
         for (_, generation), params in zip(self._where["elite"], self._tensors["elite"], strict=True):
             names.append(f"{phase.name} best of generation {generation + 1}")
@@ -382,6 +408,8 @@ class _Training:
             finalists.append(self._tensors[f"winner.{earlier}"])
         returns = phase.fitness.fresh(torch.stack(finalists), phase.final_episodes, CHOOSE).double()
         means = torch.nan_to_num(returns.mean(dim=1), nan=-math.inf, posinf=-math.inf)
+        if not bool(torch.isfinite(means).any()):
+            raise _nothing_finite(phase, f"in the final, no mean return of {len(names)} finalists")
         first = int(means.argmax())
         for name, mean in zip(names, means.tolist(), strict=True):
             _log.info("controller (%s), final of %d episodes: %s %.1f", phase.name, phase.final_episodes, name, mean)
@@ -392,7 +420,7 @@ class _Training:
         self._tensors |= {f"distribution.{name}": part for name, part in last.tensors().items()}
         self._tensors["start"] = last.mean.clone()
         del self._tensors["elite"]
-        self._where |= {"phase": self._where["phase"] + 1, "generation": 0, "unranked": 0, "elite": []}
+        self._where |= {"phase": self._where["phase"] + 1} | _FRESH
         self._where["sources"][phase.name] = names[first]
         self._optimizer = None
         self._save()
@@ -420,6 +448,7 @@ class _Training:
         )
 
     def _save(self) -> None:
+        began = time.monotonic()
         tensors = dict(self._tensors)
         values: dict[str, Any] = {}
         if self._optimizer is not None:
@@ -427,13 +456,16 @@ class _Training:
             tensors |= {f"optimizer.{name}": part for name, part in parts.items()}
         done = sum(phase.generations + 1 for phase in self._phases[: self._where["phase"]]) + self._where["generation"]
         self._checkpoints.save(done, tensors, {"key": self._key, "where": self._where, "optimizer": values})
+        self._saving_seconds += time.monotonic() - began
 
     def _restore(self) -> None:
         latest = self._checkpoints.latest()
         if latest is None:
             return
         _, tensors, state = latest
-        differences = _differences(state.get("key", {}), self._key)
+        # What earlier versions did not keep: there has been one version of the random numbers; the rest is not known.
+        before = {"rng_version": 1, "initial": self._key["initial"]} | state.get("key", {})
+        differences = _differences(before, self._key)
         if differences:
             raise RunMismatchError(
                 f"{self._checkpoints.folder}: belongs to another training of the controller: {'; '.join(differences)}. "
@@ -443,26 +475,59 @@ class _Training:
             name.removeprefix("optimizer."): part for name, part in tensors.items() if name.startswith("optimizer.")
         }
         self._tensors = {name: value for name, value in tensors.items() if not name.startswith("optimizer.")}
-        self._where = state["where"]
+        self._where = {"ranked": 1} | state["where"]
         if parts:
             device = self._phases[self._where["phase"]].device
-            self._optimizer = restore_optimizer(parts, state["optimizer"], device)
+            try:
+                self._optimizer = restore_optimizer(parts, state["optimizer"], device)
+            except (RunMismatchError, CorruptFileError) as error:
+                raise type(error)(f"{self._checkpoints.folder}: {error}") from error
 
 
-def _statistics(returns: Tensor) -> dict[str, float]:
-    """Numbers of a generation's returns [P, E]: over the candidates that finished, and how many did not."""
+def _checked(phase: _Phase, returns: Any, population: int) -> Tensor:
+    """What a fitness returned, if it is [P, E]; ValueError otherwise."""
+    shape = list(returns.shape) if isinstance(returns, Tensor) else type(returns).__name__
+    if not isinstance(returns, Tensor) or returns.dim() != 2 or len(returns) != population or not returns.shape[1]:
+        raise ValueError(
+            f"the fitness {phase.name!r} must return a tensor [P, E] of returns, here [{population}, E], but it was "
+            f"{shape}"
+        )
+    return returns
+
+
+def _nothing_finite(phase: _Phase, what: str) -> WMEngineError:
+    return WMEngineError(
+        f"controller ({phase.name}): {what} was finite. Look at M's losses, lower controller.sigma or "
+        "controller.temperature, and run the stage again."
+    )
+
+
+def _statistics(returns: Tensor, dreamt: Tensor | None) -> dict[str, float]:
+    """Numbers of a generation's returns [P, E], over the candidates that finished.
+
+    Which of the returns were ``dreamt`` and not filled in, bool [P, E]; None: all. One that was filled in is what was
+    expected, so it says nothing of how much episodes differ.
+    """
     means = returns.mean(dim=1)
     finite = torch.isfinite(means)
-    numbers = {"nonfinite": float((~finite).sum())}
     if not bool(finite.any()):
-        return numbers | {"mean": math.nan, "std": math.nan, "best": math.nan, "episode_std": math.nan}
+        return {"mean": math.nan, "std": math.nan, "best": math.nan, "episode_std": math.nan}
     kept = means[finite]
-    return numbers | {
+    return {
         "mean": float(kept.mean()),
         "std": float(kept.std(unbiased=False)),
         "best": float(kept.max()),
-        "episode_std": float(returns[finite].std(dim=1, unbiased=False).mean()),
+        "episode_std": _episode_std(returns[finite], None if dreamt is None else dreamt[finite]),
     }
+
+
+def _episode_std(returns: Tensor, dreamt: Tensor | None) -> float:
+    """The standard deviation of a candidate's returns over its own episodes, all candidates' together."""
+    there = torch.ones_like(returns) if dreamt is None else dreamt.to(returns)
+    counts = there.sum(dim=1, keepdim=True)
+    means = (returns * there).sum(dim=1, keepdim=True) / counts
+    squares = ((returns - means) * there).square().sum()
+    return math.sqrt(float(squares / (counts - 1.0).sum().clamp(min=1.0)))
 
 
 def _differences(before: Any, now: Any, name: str = "") -> list[str]:

@@ -17,6 +17,7 @@ from wm_engine.memory.sequences import SequenceBatch, gather, schedule
 from wm_engine.ops.mdn import MixtureHead
 from wm_engine.ops.registered import mdn_nll
 from wm_engine.records import Recorder
+from wm_engine.rng import RNG_VERSION
 from wm_engine.runs import Checkpoints, tensors_fingerprint
 from wm_engine.training import Loss, TrainingSettings, fit, keyed_generator
 from wm_engine.vision.latents import Latents
@@ -106,6 +107,7 @@ def train_memory(
         settings,
         identity={
             "seed": seed,
+            "rng_version": RNG_VERSION,
             "latents": latents.fingerprint(),
             "init": None if init is None else tensors_fingerprint(init.state_dict()),
         },

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from wm_engine.records import Recorder
+from wm_engine.rng import RNG_VERSION
 from wm_engine.rollouts import RolloutStore
 from wm_engine.runs import Checkpoints, tensors_fingerprint
 from wm_engine.training import Loss, TrainingSettings, fit, keyed_generator
@@ -105,6 +106,7 @@ def train_vision(
         settings,
         identity={
             "seed": seed,
+            "rng_version": RNG_VERSION,
             "episodes": [asdict(store.info(index)) for index in range(len(store))],
             "init": None if init is None else tensors_fingerprint(init.state_dict()),
         },
