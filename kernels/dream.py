@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from .lstm import cell_chunk
-from .maths import LOG2_E, add_product, exp, finite, sigmoid, tanh
+from .maths import LOG2_E, add_product, exp, finite, inverse_cdf, sigmoid, tanh
 from .philox import as_word, first_uniform, normals, uniforms
 
 SQUASHES = ("identity", "tanh", "sigmoid", "tanh01", "relu_tanh")
@@ -153,8 +153,7 @@ def choose_shared(logits, u, temperature, mixtures, GREEDY: tl.constexpr, N: tl.
         chosen = tl.min(tl.where(logits == largest, column, N), axis=1)
     else:
         p = tl.where(column < mixtures, tl.exp2((logits - largest) * sharpness(temperature)), 0.0)
-        cumulative = tl.cumsum(p / tl.sum(p, axis=1)[:, None], axis=1)
-        chosen = tl.sum(((cumulative < u[:, None]) & (column < mixtures)).to(tl.int32), axis=1)
+        chosen = inverse_cdf(p / tl.sum(p, axis=1)[:, None], u, column, mixtures, 1)
     return tl.minimum(chosen, mixtures - 1)
 
 

@@ -8,7 +8,29 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from . import triton_release
+
 LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+SCANS = tl.constexpr(triton_release() >= (3, 3))
+"""Whether tl.cumsum may be used. Triton 3.2 goes on summing in threads that hold copies of a small block, of which any
+may be asked next: the tests of compiled kernels see it, those in its interpreter do not."""
+
+
+@triton.jit
+def inverse_cdf(p, u, k, count, AXIS: tl.constexpr):
+    """How many of the first ``count`` partial sums of p along its last axis, AXIS, with indices k, are less than u."""
+    if SCANS:
+        below = (tl.cumsum(p, axis=AXIS) < tl.expand_dims(u, AXIS)) & (k < count)
+        chosen = tl.sum(below.to(tl.int32), axis=AXIS)
+    else:
+        partial = tl.sum(tl.where(k == 0, p, 0.0), axis=AXIS)
+        chosen = (partial < u).to(tl.int32)
+        for place in range(1, count):
+            partial += tl.sum(tl.where(k == place, p, 0.0), axis=AXIS)
+            chosen += (partial < u).to(tl.int32)
+    return chosen
 
 
 @triton.jit

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wm_engine.checks import check_heads, check_output
 
+from .maths import inverse_cdf
 from .philox import as_word, first_uniform, normals, uniforms
 
 MOST_ENTRIES = 1 << 16
@@ -159,8 +160,7 @@ def sample_kernel(
                 quads, step[:, None], episode[:, None], candidate[:, None], key_low, key_high, ROWS, ZP // 4
             )  # fmt: skip
         p = tl.where(k < mixtures, tl.exp((logits - largest) / temperature), 0.0)
-        cumulative = tl.cumsum(p / tl.sum(p, axis=2)[:, :, None], axis=2)
-        chosen = tl.sum(((cumulative < u[:, :, None]) & (k < mixtures)).to(tl.int32), axis=2)
+        chosen = inverse_cdf(p / tl.sum(p, axis=2)[:, :, None], u, k, mixtures, 2)
     chosen = tl.minimum(chosen, mixtures - 1)
 
     x_mask = there[:, None] & (d < latent)[None, :]

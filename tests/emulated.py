@@ -58,9 +58,10 @@ def install(name: str) -> None:
             values = {name: value for name, value in options.items() if name in self.arg_names}
             bound = inspect.signature(self.fn).bind(*args, **values).arguments
             kinds = compiled.src.signature
-            arguments = [
-                _argument(bound[name]) for name in self.arg_names if kinds.get(name, "constexpr") != "constexpr"
-            ]
+            # Numbers that are 1 are constants too, which Triton 3.2 says elsewhere.
+            folded = {name for name in compiled.src.constants if isinstance(name, str)}
+            passed = [name for name in self.arg_names if kinds.get(name, "constexpr") != "constexpr"]
+            arguments = [_argument(bound[name]) for name in passed if name not in folded]
             text = compiled.asm["ptx"]
             if text not in _programs:
                 _programs[text] = ptx.parse(text)

@@ -53,6 +53,7 @@ def product(
     order: Order,
     fence: str = "fence.proxy.async.shared::cta;",
     wait: bool = True,
+    between: str = "barrier.sync 0;",
     who: str = "elect.sync %r20|%p1, -1; and.pred %p1, %p1, %p10;",
 ) -> tuple[np.ndarray, np.ndarray]:
     """A kernel's 2 A B [rows, COLUMNS], once in place of what was there and once added to it, and NumPy's.
@@ -107,7 +108,7 @@ mbarrier.try_wait.parity.shared::cta.b64 complete, [%r17], %r19;
         setp.eq.s32 %p0, %r12, 0; @%p0 mbarrier.init.shared::cta.b64 [%r17], 1; bar.sync 0;
         mov.b64 %rd4, {words[0]}; mov.b64 %rd5, {words[1]}; setp.lt.s32 %p2, %r12, 0; setp.ge.s32 %p3, %r12, 0;
         {who} {multiply}, %p2; {multiply}, %p3;
-        @%p1 tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [%r17]; barrier.sync 0;
+        @%p1 tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [%r17]; {between}
         {waiting if wait else ""}
         bar.sync 0; @%p0 mbarrier.inval.shared::cta.b64 [%r17]; {loads} tcgen05.wait::ld.sync.aligned; {GIVE_BACK}"""
     out = np.zeros((COLUMNS, 128), np.float32)
@@ -125,6 +126,13 @@ def test_a_product_that_one_thread_begins(swizzle: int, left: str, right: str, r
     for kind, order in (("bf16", Order()), ("f16", Order(late=True)), ("f16", Order(warps=True))):
         got, want = product(rows, swizzle, left, right, kind, order)
         assert got.tolist() == want.tolist()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_those_who_wait_let_others_begin(order: Order) -> None:
+    # With nothing between, a warp that runs alone waits for what the first, which runs last, has not begun.
+    got, want = product(64, 128, "by depth", "by depth", "bf16", order, between="")
+    assert got.tolist() == want.tolist()
 
 
 def test_a_product_is_there_once_it_was_waited_for() -> None:

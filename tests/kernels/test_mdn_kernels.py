@@ -21,7 +21,10 @@ from wm_engine.ops.mdn import HeadLayout
 from wm_engine.rng import key_words
 
 pytest.importorskip("triton", minversion="3.2", reason="Triton is not installed")
-from wm_engine.kernels import mdn
+import triton
+
+from wm_engine import kernels
+from wm_engine.kernels import maths, mdn
 
 pytestmark = needs_device
 SIZES = [(1, 1, 1), (5, 3, 7), (32, 5, 33), (40, 9, 3)]
@@ -86,6 +89,21 @@ def test_sample_is_float64s(mixture: str, sizes: tuple[int, int, int], temperatu
     want = registered.mdn_sample(*wide[:3], counters, seed, temperature)
     peer = registered.mdn_sample(*(part.float().cpu() for part in narrow[:3]), counters, seed, temperature)
     check("z", out, want, peer.to(DTYPES[precision]), precision)
+
+
+@pytest.mark.skipif(not kernels.interpreted(), reason="compiled kernels take what their Triton can")
+@pytest.mark.parametrize("mixture", ["shared", "per_dim"])
+def test_sampling_without_a_scan_is_the_same(mixture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As under Triton 3.2.
+    narrow, _ = heads(mixture, (4, 5, 64), torch.float32)
+    counters = torch.randint(0, 1 << 32, (64, 3), generator=torch.Generator().manual_seed(3))
+
+    def sampled() -> torch.Tensor:
+        return mdn.sample(*narrow[:3], counters, (1, 2), 1.0)
+
+    want = sampled()
+    monkeypatch.setattr(maths, "SCANS", triton.language.constexpr(False))
+    assert torch.equal(sampled(), want)
 
 
 def test_what_does_not_fit_is_named() -> None:

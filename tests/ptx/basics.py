@@ -17,6 +17,10 @@ class FaultError(Exception):
     """What a GPU would do wrong, or this machine does not know."""
 
 
+class NotYetError(Exception):
+    """What threads wait for has not come: others have to go first."""
+
+
 # bfloat16, which NumPy lacks, is its bits.
 TYPES = {
     "b8": np.uint8, "u8": np.uint8, "s8": np.int8, "b16": np.uint16, "u16": np.uint16, "s16": np.int16,

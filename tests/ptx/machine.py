@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .access import ACCESS
-from .basics import WARP, Array, FaultError
+from .basics import WARP, Array, FaultError, NotYetError
 from .block import SIDE_BY_SIDE, Block, Launch, Order
 from .form import Form, Run, Source
 from .lanes import LANES
@@ -124,9 +124,14 @@ def _run(program: Program, steps: Sequence[_Step], block: Block, tally: Array | 
     at: list[Threads] = [{0: np.arange(count) // size == squad} for squad in range(count // size)]
     while any(at):
         waiting: list[Threads] = [{} for _ in at]
-        for squad in reversed(range(len(at))):
-            block.squad = squad
-            waiting[squad] = _to_the_barrier(program, steps, block, at[squad], tally)
+        while any(at):
+            moved = False
+            for squad in reversed(range(len(at))):
+                block.squad = squad
+                at[squad], taken = _to_the_barrier(program, steps, block, at[squad], waiting[squad], tally)
+                moved |= taken
+            if any(at) and not moved:
+                raise FaultError("threads wait for products that nobody has begun")
         places = {place for each in waiting for place in each}
         if len(places) > 1:
             raise FaultError(f"threads wait at different barriers: {sorted(places)}")
@@ -136,10 +141,12 @@ def _run(program: Program, steps: Sequence[_Step], block: Block, tally: Array | 
 
 
 def _to_the_barrier(
-    program: Program, steps: Sequence[_Step], block: Block, at: Threads, tally: Array | None
-) -> Threads:
-    """Run the threads that stand ``at`` instructions until all wait or have ended; who waits where."""
-    waiting: Threads = {}
+    program: Program, steps: Sequence[_Step], block: Block, at: Threads, waiting: Threads, tally: Array | None
+) -> tuple[Threads, bool]:
+    """Run the threads that stand ``at`` instructions until all wait at a barrier, which is added to ``waiting``, have
+    ended, or need others to go first: these are given back, and whether an instruction was taken."""
+    asleep: Threads = {}
+    taken = False
     while at:
         place = min(at)
         mask = at.pop(place)
@@ -160,14 +167,17 @@ def _to_the_barrier(
             else:
                 try:
                     step.run(block, lanes)
+                except NotYetError:
+                    _meet(asleep, place, mask)
+                    break
                 except Exception as error:
                     line = step.instruction
                     raise FaultError(f"{error}\n  {line.source}: {line.text}, block {block.index}") from error
-            place += 1
+            place, taken = place + 1, True
         else:
             if place < len(steps):
                 _meet(at, place, mask)
-    return waiting
+    return asleep, taken
 
 
 def _move(program: Program, place: int, going: Array, at: Threads, waiting: Threads, parted: bool) -> None:

@@ -15,7 +15,7 @@ from copy import deepcopy
 
 import numpy as np
 
-from .basics import WARP, Array, FaultError, from_words
+from .basics import WARP, Array, FaultError, NotYetError, from_words
 from .block import TENSOR_COLUMNS, TENSOR_LANES, Barrier, Block
 from .form import Form, Mask, Run
 from .matrices import Descriptor, fetched
@@ -272,7 +272,7 @@ def _try_wait(form: Form) -> Run:
         barrier = _barrier_at(block, int(places[0]))
         barrier.finish()
         if barrier.phase % 2 == int(parities[0]) % 2:
-            raise FaultError("threads wait for products that nobody has begun")
+            raise NotYetError
         put(block, np.ones(form.threads, np.bool_), mask)
 
     return run
