@@ -76,6 +76,28 @@ def test_a_rotation_changes_nothing_but_the_luck() -> None:
     assert 0.85 < np.mean(turned) / np.mean(plain) < 1.18
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("power", [14, 16])
+@pytest.mark.parametrize("cigar", [False, True])
+def test_a_condition_of_ten_to_the_sixteen_is_no_obstacle(
+    cigar: bool, power: int, turned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """pycma needs 7,000 to 11,000 evaluations."""
+    scales = 10.0 ** (power * torch.arange(10, dtype=torch.float64) / 9)
+    if cigar:
+        scales[1:] = 10.0**power
+    generator = torch.Generator().manual_seed(0)
+    rotation, _ = torch.linalg.qr(torch.randn(10, 10, generator=generator, dtype=torch.float64))
+
+    def cost(x: Tensor) -> Tensor:
+        return (scales * (x @ rotation if turned else x) ** 2).sum(dim=1)
+
+    with caplog.at_level(logging.WARNING):
+        count = evaluations(BatchedCMAES(torch.ones(10), 0.5, 10, 0), cost, 1e-8, 30_000)
+    assert count < 13_000
+    assert not caplog.text
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_update_is_the_textbook_one(device: str) -> None:
     """One generation against the tutorial's formulas, written out with C itself and in float64."""
@@ -242,12 +264,16 @@ def test_a_step_size_out_of_bounds_is_held_and_logged(
 
 def test_a_covariance_that_loses_definiteness_is_mended_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     tensors, values = BatchedCMAES(torch.zeros(4), 0.5, 12).state()
-    planted = torch.tensor([1.0, 1e-9, 1.0, 1.0], dtype=torch.float64).diag()
-    optimizer = BatchedCMAES.from_state(tensors | {"shape.factor": planted}, values)
+    planted = torch.tensor([1.0, 1e-160, 1.0, 1.0], dtype=torch.float64).diag()
+    path = torch.tensor([1e10, 0.0, 0.0, 0.0], dtype=torch.float64)
+    optimizer = BatchedCMAES.from_state(tensors | {"shape.factor": planted, "path": path}, values)
     with caplog.at_level(logging.WARNING):
-        optimizer.ask()
-        optimizer.tell(torch.zeros(12))
-    assert "begins anew" in caplog.text
+        for _ in range(10):
+            optimizer.ask()
+            optimizer.tell(torch.zeros(12))
+    assert caplog.text.count("begins anew") == 1
+    axes = torch.linalg.svdvals(optimizer.distribution.factor)
+    assert float(axes[0] / axes[-1]) < 10, "the path that was as long as the old axes stretched the new ones"
     assert float(sphere(climb(optimizer, 150, sphere).mean[None] - 1.0)) < 1e-6
 
 

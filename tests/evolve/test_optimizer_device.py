@@ -105,7 +105,7 @@ def test_the_waits_for_the_device_do_not_grow() -> None:
 @pytest.mark.parametrize(
     ("name", "planted", "said"),
     [
-        ("shape.factor", torch.tensor([1.0, 1e-9, 1.0, 1.0]).diag(), "begins anew"),
+        ("shape.factor", torch.tensor([1.0, 1e-160, 1.0, 1.0], dtype=torch.float64).diag(), "begins anew"),
         ("shape.factor", torch.tensor([1.0, 1e-5, 1.0, 1.0]).diag(), ""),  # its steps are float64
         ("shape.pending", -3.0 * torch.eye(4), "the covariance stays as it was"),
         ("shape.stds", torch.full((4,), 1e-150, dtype=torch.float64), "scales are held"),

@@ -49,10 +49,12 @@ MOST_FULL_DIMENSIONS = 5000
 _TEST_STEPS_FROM = 300
 _TEST_STEPS_MEMORY = 0.3
 
-# How many times the longest axis of the factor may be the shortest: up to the first bound, float32 steps (in half the
-# time) are exact to 1e-4 of the shortest axis; up to the second, float64 can tell C from a singular matrix.
-_FLOAT32_STRETCH, _MOST_STRETCH = 1e3, 1e7
-# Their squares, variances, are still float64.
+# Up to here, as the longest row of the factor over the shortest of its diagonal, steps are float32, in half the time.
+# Rounding then errs by about 1e-4 of the shortest axis, or by 1e-3 where the diagonal hides axes shorter than itself.
+_FLOAT32_STRETCH = 1e3
+# Within these, variances are still float64. There is no bound on the condition: C is never formed, and what float64
+# cannot tell apart is candidates, not factors. A bound on the diagonal's stretch, 10^7, was tried: the search then began
+# anew again and again where the condition is 10^14, and never came to an end.
 _LEAST_AXIS, _GREATEST_AXIS = 1e-150, 1e150
 # Products of triangular matrices are cut into column blocks, which skips most of the zeros.
 _BLOCKS, _BLOCKED_FROM = 6, 192
@@ -121,8 +123,11 @@ class _Shape(Protocol):
         """y [D] to z [D]."""
         ...
 
-    def learn(self, decay: float, c1: float, q: Tensor, cmu: float, z: Tensor, weights: Tensor) -> None:
-        """C ← decay·C + c1·(Lq)(Lq)ᵀ + cmu·Σ wᵢ (Lzᵢ)(Lzᵢ)ᵀ for q [D], z [P, D], weights [P]."""
+    def learn(self, decay: float, c1: float, q: Tensor, cmu: float, z: Tensor, weights: Tensor) -> bool:
+        """C ← decay·C + c1·(Lq)(Lq)ᵀ + cmu·Σ wᵢ (Lzᵢ)(Lzᵢ)ᵀ for q [D], z [P, D], weights [P].
+
+        False where C could not be kept and began anew: what was learnt in its coordinates then says nothing.
+        """
         ...
 
     def greatest_std(self) -> float:
@@ -147,8 +152,7 @@ class _FullShape:
 
     def _set(self, factor: Tensor) -> None:
         self._factor, self._pending, self._waiting = factor, _identity_like(factor), 0
-        axes = factor.diagonal()
-        narrow = float(axes.max()) <= _FLOAT32_STRETCH * float(axes.min())
+        narrow = _greatest_row(factor) <= _FLOAT32_STRETCH * float(factor.diagonal().min())
         self._steps_factor = factor.float() if narrow else factor
 
     def stretch(self, z: Tensor) -> Tensor:
@@ -163,7 +167,7 @@ class _FullShape:
     def whiten(self, y: Tensor) -> Tensor:
         return torch.linalg.solve_triangular(self._factor, y.unsqueeze(1), upper=False).squeeze(1)
 
-    def learn(self, decay: float, c1: float, q: Tensor, cmu: float, z: Tensor, weights: Tensor) -> None:
+    def learn(self, decay: float, c1: float, q: Tensor, cmu: float, z: Tensor, weights: Tensor) -> bool:
         # In these coordinates all is of order one, so float32 is exact enough for the sum over P, and twice as fast.
         # Only the lower triangle is kept: a Cholesky factor needs no more.
         self._pending.mul_(decay).add_(torch.outer(q, q), alpha=c1)
@@ -171,21 +175,22 @@ class _FullShape:
         for first, last in _blocks(len(self._factor)):
             self._pending[first:, first:last].add_(z[:, first:].T @ weighted[:, first:last], alpha=cmu)
         self._waiting += 1
-        if self._waiting >= self._gap:
-            self._refresh()
+        return self._refresh() if self._waiting >= self._gap else True
 
-    def _refresh(self) -> None:
+    def _refresh(self) -> bool:
         update, factor = _cholesky(self._pending), torch.zeros_like(self._factor)
         for first, last in _blocks(len(factor)):
             factor[first:, first:last] = self._factor[first:, first:] @ update[first:, first:last]
-        axes = factor.diagonal()
-        if float(axes.max()) > _MOST_STRETCH * float(axes.min()):
-            _log.warning("CMA-ES: the covariance became degenerate; it begins anew, as round as it was large")
+        within = float(factor.diagonal().min()) >= _LEAST_AXIS and _greatest_row(factor) <= _GREATEST_AXIS
+        if not within:
+            _log.warning("CMA-ES: the covariance left floating-point range; it begins anew, as round as it was large")
+            axes = factor.diagonal().nan_to_num(nan=1.0).clamp(_LEAST_AXIS, _GREATEST_AXIS)
             factor = axes.log().mean().exp() * _identity_like(factor)
         self._set(factor)
+        return within
 
     def greatest_std(self) -> float:
-        return float(torch.linalg.vector_norm(self._factor, dim=1).max())
+        return _greatest_row(self._factor)
 
     def factor(self) -> Tensor:
         return self._factor
@@ -200,6 +205,11 @@ def _blocks(size: int) -> list[tuple[int, int]]:
     count = _BLOCKS if size >= _BLOCKED_FROM else 1
     edges = [round(size * index / count) for index in range(count + 1)]
     return list(itertools.pairwise(edges))
+
+
+def _greatest_row(matrix: Tensor) -> float:
+    """The greatest length of a row."""
+    return float(torch.linalg.vector_norm(matrix, dim=1).max())
 
 
 def _identity_like(matrix: Tensor) -> Tensor:
@@ -231,7 +241,7 @@ class _DiagonalShape:
     def whiten(self, y: Tensor) -> Tensor:
         return y / self._stds
 
-    def learn(self, decay: float, c1: float, q: Tensor, cmu: float, z: Tensor, weights: Tensor) -> None:
+    def learn(self, decay: float, c1: float, q: Tensor, cmu: float, z: Tensor, weights: Tensor) -> bool:
         # The exponential of the change, not one plus it: a coordinate's variance then stays positive by itself.
         change = (decay - 1.0) + c1 * q**2 + cmu * (weights @ z.double() ** 2)
         stds = self._stds * torch.exp(0.5 * change)
@@ -239,6 +249,7 @@ class _DiagonalShape:
         held = int((stds != self._stds).sum())
         if held:
             _log.warning("CMA-ES: %d of %d scales are held at the ends of floating-point range", held, len(stds))
+        return True
 
     def greatest_std(self) -> float:
         return float(self._stds.max())
@@ -266,7 +277,8 @@ class BatchedCMAES:
     size is adapted by the length of its path (CSA) below 300 dimensions, and above by two-point adaptation (TPA;
     Hansen 2008, Akimoto & Hansen 2020): candidates 0 and 1 then repeat the mean's last step, forwards and backwards,
     and σ grows where the forward one ranks better. Logged and mended: a step size that leaves 10^±15 times the first is
-    held there; a covariance that float64 can no longer tell from a singular one begins anew as a sphere.
+    held there; an update that is not positive definite; a covariance whose axes leave float64's range (10^±150) begins
+    anew as a sphere.
     """
 
     def __init__(
@@ -367,7 +379,9 @@ class BatchedCMAES:
         decay = 1 - c1_kept - p.cmu * float(p.weights.sum())
         squares = (z * z).sum(dim=1).double()
         weights = torch.where(weights < 0, weights * D / squares.clamp(min=1e-9), weights)
-        self._shape.learn(decay, p.c1, self._shape.whiten(self._path), p.cmu, z, weights)
+        if not self._shape.learn(decay, p.c1, self._shape.whiten(self._path), p.cmu, z, weights):
+            # As long as the old axes were, it would stretch a round C at once to what it had been.
+            self._path = torch.zeros_like(self._path)
         return length
 
     def _adapt_sigma(self, path_length: float, ranking: Ranking) -> None:
