@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checker import check
 from torch import Tensor
 
-from wm_engine.bench.evolution import ellipsoid, rosenbrock, sphere
-from wm_engine.evolve.cmaes import BatchedCMAES, Parameters, _cholesky
+from wm_engine.bench.evolution import DiagonalBatched, DiagonalPycma, ellipsoid, rosenbrock, sphere
+from wm_engine.evolve.cmaes import BatchedCMAES, Parameters, _cholesky, _product
 from wm_engine.evolve.optimizers import make_optimizer, restore_optimizer
 from wm_engine.evolve.protocol import Optimizer
 from wm_engine.evolve.pycma import PycmaES
@@ -179,6 +180,36 @@ def test_the_separable_variant_scales_each_coordinate() -> None:
     count = evaluations(BatchedCMAES(x0, 0.5, 40, variant="separable"), ellipsoid, 1e-6, 200_000)
     assert count < 120_000
     assert isinstance(make_optimizer("batched", torch.zeros(6000), 0.5, 8), BatchedCMAES)
+
+
+@pytest.mark.filterwarnings("ignore:elements of z2")
+@pytest.mark.parametrize(("dimension", "popsize", "target"), [(20, 100, 1e-8), (100, 12, 1e-6)])
+def test_the_separable_variant_needs_no_more_evaluations_than_the_packages(
+    dimension: int, popsize: int, target: float
+) -> None:
+    counts = {
+        kind: [
+            evaluations(kind(torch.ones(dimension), 0.5, popsize, seed), ellipsoid, target, 300_000)
+            for seed in range(3)
+        ]
+        for kind in (DiagonalPycma, DiagonalBatched)
+    }
+    assert np.mean(counts[DiagonalBatched]) < 1.05 * np.mean(counts[DiagonalPycma])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_are_those_of_torch(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for rows, inner, columns in ((1, 1, 1), (17, 5, 3), (63, 200, 129)):
+        left = torch.randn(inner, rows, dtype=dtype, generator=generator).T
+        right = torch.randn(columns, inner + 2, dtype=dtype, generator=generator)[:, 1:-1].T
+        out = torch.full((rows, columns + 4), torch.nan, dtype=dtype)
+        made = _product(left, right, out=out[:, 3:-1])
+        reference, peer = left.double() @ right.double(), left @ right
+        for each in (made, out[:, 3:-1], _product(left, right)):
+            check("product", each, reference, peer, "fp32" if dtype is torch.float32 else "fp64")
+        assert bool(out[:, :3].isnan().all())
+        assert bool(out[:, -1].isnan().all())
 
 
 def test_the_state_is_of_order_d_squared_or_d() -> None:

@@ -25,6 +25,7 @@ from wm_engine.evolve import (
     ControllerResult,
     ControllerSettings,
     DreamFitness,
+    cmaes,
     make_optimizer,
     restore_optimizer,
     train_controller,
@@ -34,6 +35,12 @@ from wm_engine.records import Recorder
 from wm_engine.runs import Checkpoints
 
 CPU, CUDA, MPS = map(torch.device, ("cpu", "cuda", "mps"))
+
+
+@pytest.fixture(autouse=True)
+def products_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device's products are torch's and the CPU's are NumPy's; to compare bits, both are torch's here."""
+    monkeypatch.setattr(cmaes, "_product", lambda left, right, out=None: torch.mm(left, right, out=out))
 
 
 def climb(optimizer: BatchedCMAES, generations: int) -> BatchedCMAES:
