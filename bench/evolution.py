@@ -227,12 +227,14 @@ def dream_hits(kind: str, seeds: int, count: Callable[[Point], int], task: Dream
     return hits
 
 
-def generation_times(popsize: int, generations: int = 9) -> dict[str, tuple[float, float]]:
+def generation_times(popsize: int, generations: int | None = None) -> dict[str, tuple[float, float]]:
     """Mean wall and CPU seconds of ask and tell at D = 867, by optimiser, in turns; the first is left out.
 
-    The mean, since ours and pycma put off part of their work to every n-th generation of a small population. JAX takes
-    all cores, whatever torch's number of threads.
+    The mean, and of more generations of a small population, since ours and pycma put off part of their work to every
+    n-th: with 9 of 16 candidates, one of them may be spared it altogether. JAX takes all cores, whatever torch's number
+    of threads.
     """
+    generations = generations or (9 if popsize >= 256 else 32)
     optimizers = {name: kind(torch.zeros(_DIMENSION), 0.1, popsize) for name, kind in rivals().items()}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in optimizers}
     for _ in range(generations + 1):
