@@ -77,6 +77,15 @@ def test_a_diagonal_problem_has_diagonal_rivals(capsys) -> None:
     assert "diagonal: ellipsoid 1e4" in capsys.readouterr().out
 
 
+def test_what_a_covariance_is_worth_is_seen(capsys) -> None:
+    needy = evolution.Problem(evolution.ellipsoid, 8, 12, 1.0, 0.5, 1e-2, 4000)
+    other = evolution.Problem(evolution.sphere, 8, 12, 1.0, 0.5, 1e-2, 4000)
+    evolution.show_covariance([needy, other])
+    first, second = (line.split() for line in capsys.readouterr().out.splitlines()[-2:])
+    assert first[-2:] == [">", "4,000"]
+    assert ">" not in second
+
+
 def test_the_shells_settings_of_blas_do_not_reach_what_runs_alone(monkeypatch) -> None:
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
