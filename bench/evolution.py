@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -181,7 +182,9 @@ def quality(problem: Problem, seeds: int) -> Quality:
     """Run the optimisers on a problem with seeds 0, 1, ..."""
     expected, reached = {}, {}
     for name, kind in (rivals(diagonal=True) if problem.diagonal else rivals()).items():
-        runs = [problem.evaluations(kind, seed) for seed in range(seeds)]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "elements of z2")  # the diagonal package's, of long steps
+            runs = [problem.evaluations(kind, seed) for seed in range(seeds)]
         reached[name] = sum(ok for _, ok in runs)
         expected[name] = sum(count for count, _ in runs) / reached[name] if reached[name] else math.inf
     return Quality(problem, expected, reached, seeds)
