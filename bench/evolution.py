@@ -4,18 +4,24 @@ Quality is the expected number of evaluations to a target (all evaluations of al
 reached it) on the field's standard functions and in a dream. Racing is the same count in dream steps, with all
 candidates dreaming all episodes and with those whose place is clear stopping early. Speed is one generation's ask and
 tell in the optimisers by turns, in wall time and in CPU time (which tells them apart on a busy machine too), and
-beside the dream's own time; memory is what a process grows by. Each line is printed as soon as it is measured.
+beside the dream's own time, in a process that the shell's settings of BLAS libraries do not reach; memory is what a
+process grows by. Each line is printed as soon as it is measured.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import multiprocessing
+import os
+import subprocess
+import sys
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import click
 import numpy as np
@@ -29,15 +35,40 @@ from wm_engine.runs import atomic_write
 
 from .dream_task import DreamTask, Point
 from .evosax_peer import EvosaxCMAES, installed
+from .provenance import provenance
 from .workload import Workload, prepare
 
 OPTIMIZERS: dict[str, type[PycmaES] | type[BatchedCMAES]] = {"pycma": PycmaES, "batched": BatchedCMAES}
 Kind: TypeAlias = "type[PycmaES] | type[BatchedCMAES] | type[EvosaxCMAES]"
+T = TypeVar("T")
 _DIMENSION = 867  # of the paper's controller
 
 
-def rivals() -> dict[str, Kind]:
-    """What quality and speed are measured of, by name: evosax's too where it is installed."""
+class DiagonalPycma(PycmaES):
+    """The package's own CMA-ES with a diagonal covariance matrix: the reference of the separable variant."""
+
+    _MORE_OPTIONS: ClassVar[dict[str, Any]] = {"CMA_diagonal": True}
+
+
+class DiagonalBatched(BatchedCMAES):
+    """BatchedCMAES' separable variant."""
+
+    def __init__(self, x0: Tensor, sigma: float, popsize: int, seed: int = 0) -> None:
+        super().__init__(x0, sigma, popsize, seed, variant="separable")
+
+
+class RoundBatched(BatchedCMAES):
+    """BatchedCMAES that learns no covariance: what it does as well, a problem says nothing of."""
+
+    def __init__(self, x0: Tensor, sigma: float, popsize: int, seed: int = 0) -> None:
+        super().__init__(x0, sigma, popsize, seed, variant="full")
+        self._parameters = replace(self._parameters, c1=0.0, cmu=0.0)
+
+
+def rivals(diagonal: bool = False) -> dict[str, Kind]:
+    """What quality and speed are measured of, by name: evosax's too where it is installed, but with a full matrix."""
+    if diagonal:
+        return {"pycma": DiagonalPycma, "batched": DiagonalBatched}
     return OPTIMIZERS | ({"evosax": EvosaxCMAES} if installed() else {})
 
 
@@ -46,17 +77,17 @@ def sphere(x: Tensor) -> Tensor:
     return (x**2).sum(dim=1)
 
 
-def ellipsoid(x: Tensor) -> Tensor:
-    """The sphere with axes stretched up to a condition of 10^6."""
-    scales = 10.0 ** (6 * torch.arange(x.shape[1], dtype=x.dtype) / (x.shape[1] - 1))
+def ellipsoid(x: Tensor, power: int = 6) -> Tensor:
+    """The sphere with axes stretched up to a condition of 10^power."""
+    scales = 10.0 ** (power * torch.arange(x.shape[1], dtype=x.dtype) / (x.shape[1] - 1))
     return (scales * x**2).sum(dim=1)
 
 
-def rotated_ellipsoid(x: Tensor) -> Tensor:
+def rotated_ellipsoid(x: Tensor, power: int = 6) -> Tensor:
     """The ellipsoid in coordinates turned at random, the same way each time."""
     size = x.shape[1]
     noise = torch.randn(size, size, dtype=x.dtype, generator=torch.Generator().manual_seed(size))
-    return ellipsoid(x @ torch.linalg.qr(noise).Q)
+    return ellipsoid(x @ torch.linalg.qr(noise).Q, power)
 
 
 def rosenbrock(x: Tensor) -> Tensor:
@@ -71,7 +102,10 @@ def rastrigin(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Problem:
-    """A cost to fall below ``target`` from ``start`` in every coordinate, in at most ``limit`` evaluations."""
+    """A cost to fall below ``target`` from ``start`` in every coordinate, in at most ``limit`` evaluations.
+
+    power : of ten, an ellipsoid's condition; diagonal : whether the optimisers learn a diagonal only
+    """
 
     cost: Callable[[Tensor], Tensor]
     dimension: int
@@ -80,17 +114,22 @@ class Problem:
     sigma: float
     target: float
     limit: int
+    power: int = 6
+    diagonal: bool = False
 
     @property
     def name(self) -> str:
         """For tables."""
-        return f"{self.cost.__name__.replace('_', ' ')}, D={self.dimension}, P={self.popsize}"
+        words = ("diagonal: " if self.diagonal else "") + self.cost.__name__.replace("_", " ")
+        words += "" if self.power == 6 else f" 1e{self.power}"
+        return f"{words}, D={self.dimension}, P={self.popsize}"
 
     def evaluations(self, kind: Kind, seed: int) -> tuple[int, bool]:
         """How many evaluations a run took, and whether it reached the target."""
         optimizer = kind(torch.full((self.dimension,), self.start), self.sigma, self.popsize, seed)
+        cost = self.cost if self.power == 6 else functools.partial(self.cost, power=self.power)
         for count in range(self.popsize, self.limit + 1, self.popsize):
-            costs = self.cost(optimizer.ask())
+            costs = cost(optimizer.ask())
             if float(costs.min()) < self.target:
                 return count, True
             optimizer.tell(-costs)
@@ -104,14 +143,23 @@ PROBLEMS = (
     Problem(rosenbrock, 10, 10, 0.0, 0.2, 1e-8, 40_000),
     Problem(rastrigin, 10, 300, 3.0, 2.0, 1e-8, 60_000),
     Problem(ellipsoid, 10, 256, 1.0, 0.5, 1e-8, 80_000),
+    Problem(ellipsoid, 10, 10, 1.0, 0.5, 1e-8, 40_000, power=14),
+    Problem(rotated_ellipsoid, 10, 10, 1.0, 0.5, 1e-8, 40_000, power=14),
+    Problem(ellipsoid, 10, 10, 1.0, 0.5, 1e-8, 40_000, power=16),
+    Problem(rotated_ellipsoid, 10, 10, 1.0, 0.5, 1e-8, 40_000, power=16),
+    Problem(sphere, 10, 10, 1.0, 0.5, 1e-8, 20_000, diagonal=True),
+    Problem(ellipsoid, 10, 10, 1.0, 0.5, 1e-8, 40_000, diagonal=True),
+    Problem(ellipsoid, 10, 100, 1.0, 0.5, 1e-8, 80_000, diagonal=True),
     Problem(sphere, 100, 17, 1.0, 0.5, 1e-6, 60_000),
-    Problem(rosenbrock, 100, 64, 0.0, 0.1, 90.0, 200_000),
-    Problem(rastrigin, 100, 256, 3.0, 2.0, 800.0, 200_000),
+    Problem(rosenbrock, 100, 20, 0.0, 0.1, 60.0, 300_000),
+    Problem(rastrigin, 100, 256, 3.0, 2.0, 300.0, 500_000),
     Problem(ellipsoid, 100, 64, 1.0, 0.5, 1.0, 300_000),
+    Problem(ellipsoid, 100, 17, 1.0, 0.5, 1e-6, 100_000, diagonal=True),
+    Problem(ellipsoid, 100, 256, 1.0, 0.5, 1e-6, 300_000, diagonal=True),
     Problem(sphere, _DIMENSION, 64, 1.0, 0.5, 0.01 * _DIMENSION, 40_000),
     Problem(ellipsoid, _DIMENSION, 64, 1.0, 0.5, 5e5, 60_000),
     Problem(rosenbrock, _DIMENSION, 64, 0.0, 0.1, 860.0, 40_000),
-    Problem(rastrigin, _DIMENSION, 64, 3.0, 2.0, 9.0 * _DIMENSION, 60_000),
+    Problem(rastrigin, _DIMENSION, 64, 3.0, 2.0, 8.0 * _DIMENSION, 60_000),
 )
 
 
@@ -133,8 +181,10 @@ class Quality:
 def quality(problem: Problem, seeds: int) -> Quality:
     """Run the optimisers on a problem with seeds 0, 1, ..."""
     expected, reached = {}, {}
-    for name, kind in rivals().items():
-        runs = [problem.evaluations(kind, seed) for seed in range(seeds)]
+    for name, kind in (rivals(diagonal=True) if problem.diagonal else rivals()).items():
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "elements of z2")  # the diagonal package's, of long steps
+            runs = [problem.evaluations(kind, seed) for seed in range(seeds)]
         reached[name] = sum(ok for _, ok in runs)
         expected[name] = sum(count for count, _ in runs) / reached[name] if reached[name] else math.inf
     return Quality(problem, expected, reached, seeds)
@@ -188,12 +238,14 @@ def dream_hits(kind: str, seeds: int, count: Callable[[Point], int], task: Dream
     return hits
 
 
-def generation_times(popsize: int, generations: int = 9) -> dict[str, tuple[float, float]]:
+def generation_times(popsize: int, generations: int | None = None) -> dict[str, tuple[float, float]]:
     """Mean wall and CPU seconds of ask and tell at D = 867, by optimiser, in turns; the first is left out.
 
-    The mean, since ours and pycma put off part of their work to every n-th generation of a small population. JAX takes
-    all cores, whatever torch's number of threads.
+    The mean, and of more generations of a small population, since ours and pycma put off part of their work to every
+    n-th: with 9 of 16 candidates, one of them may be spared it altogether. JAX takes all cores, whatever torch's number
+    of threads.
     """
+    generations = generations or (9 if popsize >= 256 else 32)
     optimizers = {name: kind(torch.zeros(_DIMENSION), 0.1, popsize) for name, kind in rivals().items()}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in optimizers}
     for _ in range(generations + 1):
@@ -208,6 +260,43 @@ def generation_times(popsize: int, generations: int = 9) -> dict[str, tuple[floa
     return {
         name: (float(wall), float(cpu)) for name, (wall, cpu) in ((n, np.mean(t[1:], axis=0)) for n, t in times.items())
     }
+
+
+_LIBRARIES = ("OPENBLAS_", "GOTO_", "MKL_", "BLIS_", "OMP_", "KMP_", "GOMP_")
+_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+
+
+def alone(threads: int, task: Callable[..., T], *arguments: Any) -> T:
+    """``task(*arguments)`` in a process of its own, whose products of matrices have ``threads`` threads.
+
+    What the shell says to the BLAS libraries of threads, cores and caches does not reach it: OPENBLAS_CORETYPE=Haswell
+    makes NumPy's products half as fast on Zen 5.
+    """
+    before = dict(os.environ)
+    for name in before:
+        if name.startswith(_LIBRARIES):
+            del os.environ[name]
+    os.environ.update(dict.fromkeys(_THREADS, str(threads)))
+    try:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            return pool.apply(task, arguments)
+    finally:
+        for name in (*_THREADS, *before):
+            os.environ.pop(name, None)
+        os.environ.update(before)
+
+
+def blas_core() -> str:
+    """The kind of core that NumPy's OpenBLAS takes this one for; "unknown" where it does not say."""
+    said = subprocess.run(
+        [sys.executable, "-c", "import numpy"],
+        env=os.environ | {"OPENBLAS_VERBOSE": "2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = (said.stdout + said.stderr).splitlines()
+    return next((line.removeprefix("Core: ") for line in lines if line.startswith("Core: ")), "unknown")
 
 
 def quality_plot(rows: list[Quality]) -> Figure:
@@ -268,10 +357,20 @@ def show_quality(problems: list[Problem], seeds: int) -> list[Quality]:
     for problem in problems:
         row = quality(problem, seeds)
         measured.append(row)
-        counts = [f"{row.expected[name]:,.0f}" for name in names]
-        reached = "/".join(str(row.reached[name]) for name in names) + f" of {seeds}"
+        counts = [f"{row.expected[name]:,.0f}" if name in row.expected else "-" for name in names]
+        reached = "/".join(str(row.reached.get(name, "-")) for name in names) + f" of {seeds}"
         click.echo(line(problem.name, *counts, f"{row.ratio:.2f}", reached))
     return measured
+
+
+def show_covariance(problems: list[Problem]) -> None:
+    """The table of what learning a covariance is worth, seed 0."""
+    click.echo("\nEvaluations of BatchedCMAES, seed 0, as it is and learning no covariance:")
+    line = _columns(46, 10, 13)
+    click.echo(line("problem", "batched", "no covariance"))
+    for problem in problems:
+        runs = [problem.evaluations(kind, 0) for kind in (BatchedCMAES, RoundBatched)]
+        click.echo(line(problem.name, *(f"{count:,}" if ok else f"> {count:,}" for count, ok in runs)))
 
 
 def show_dream(seeds: int) -> None:
@@ -306,8 +405,11 @@ def show_racing(seeds: int) -> None:
 def show_speed(popsizes: list[int]) -> None:
     """The tables of ask and tell, by themselves and beside the dream."""
     threads = torch.get_num_threads()
+    where = provenance("cpu", threads)
+    blas = f"torch {where['torch']}, NumPy {np.__version__}, OpenBLAS core {blas_core()}"
+    click.echo(f"\n{where['date']}, commit {where['commit']}, {where['cpu']}, load {where['load']:.1f}, {blas}")
     click.echo(
-        f"\nAsk and tell at D = {_DIMENSION}, {threads} thread(s); share: of a dream of 16 episodes of 1,000 steps:"
+        f"Ask and tell at D = {_DIMENSION}, {threads} thread(s); share: of a dream of 16 episodes of 1,000 steps:"
     )
     others = [name for name in rivals() if name not in OPTIMIZERS]
     line = _columns(6, 9, 11, 6, 13, 15, 6, 9, 12, 14, *[10, 14] * len(others))
@@ -344,34 +446,39 @@ def _columns(*widths: int) -> Callable[..., str]:
     return line
 
 
-PARTS = ("quality", "dream", "racing", "speed", "memory")
+PARTS = ("quality", "covariance", "dream", "racing", "speed", "memory")
 
 
 @click.command()
 @click.option("--seeds", default=15, show_default=True, help="Runs of each optimiser on each problem.")
 @click.option("--dimensions", default="10,100,867", show_default=True, help="Which of the problems.")
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="These parts alone; may be repeated.")
+@click.option("--threads", default="1,2", show_default=True, help="Numbers of threads that the speed is measured with.")
 @click.option("--quick", is_flag=True, help="Three seeds, ten dimensions, small populations: minutes.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Where to write the plot, a PNG.")
-def main(seeds: int, dimensions: str, parts: tuple[str, ...], quick: bool, out: Path | None) -> None:
+def main(seeds: int, dimensions: str, parts: tuple[str, ...], threads: str, quick: bool, out: Path | None) -> None:
     """Quality, racing, speed and memory of BatchedCMAES beside pycma, as tables, and beside evosax where installed.
 
-    On one thread of a Zen 4 core: quality takes minutes for 10 dimensions and 15 seeds, hours for 867; dream 4 minutes;
-    racing 2; speed 2; memory one.
+    On one thread of a Zen 4 core: quality takes minutes for 10 dimensions and 15 seeds, hours for 867; covariance one
+    minute; dream 4; racing 2; speed 2; memory one.
     """
     chosen = {10} if quick else {int(word) for word in dimensions.split(",")}
     seeds = min(seeds, 3) if quick else seeds
     popsizes = [64, 256] if quick else [64, 128, 256, 1024, 4096]
     wanted = parts or PARTS
     measured: list[Quality] = []
+    problems = [problem for problem in PROBLEMS if problem.dimension in chosen]
     if "quality" in wanted:
-        measured = show_quality([problem for problem in PROBLEMS if problem.dimension in chosen], seeds)
+        measured = show_quality(problems, seeds)
+    if "covariance" in wanted:
+        show_covariance([problem for problem in problems if not problem.diagonal])
     if "dream" in wanted:
         show_dream(seeds)
     if "racing" in wanted:
         show_racing(seeds)
     if "speed" in wanted:
-        show_speed([4, 16, *popsizes])
+        for count in threads.split(","):
+            alone(int(count), show_speed, [4, 16, 32, *popsizes])
     if "memory" in wanted:
         show_memory(popsizes)
     if out is not None and measured:

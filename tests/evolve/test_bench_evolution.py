@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 import torch
@@ -66,6 +67,34 @@ def test_evosax_climbs_and_follows_its_seed() -> None:
     assert first[1]
     assert first == problem.evaluations(EvosaxCMAES, 1)
     assert not torch.equal(EvosaxCMAES(torch.zeros(6), 0.5, 9, 0).ask(), EvosaxCMAES(torch.zeros(6), 0.5, 9, 1).ask())
+
+
+def test_a_diagonal_problem_has_diagonal_rivals(capsys) -> None:
+    problem = evolution.Problem(evolution.ellipsoid, 8, 9, 1.0, 0.5, 1e-2, 8000, power=4, diagonal=True)
+    assert problem.name == "diagonal: ellipsoid 1e4, D=8, P=9"
+    row = evolution.show_quality([problem], 2)[0]
+    assert row.reached == {"pycma": 2, "batched": 2}
+    assert "diagonal: ellipsoid 1e4" in capsys.readouterr().out
+
+
+def test_what_a_covariance_is_worth_is_seen(capsys) -> None:
+    needy = evolution.Problem(evolution.ellipsoid, 8, 12, 1.0, 0.5, 1e-2, 4000)
+    other = evolution.Problem(evolution.sphere, 8, 12, 1.0, 0.5, 1e-2, 4000)
+    evolution.show_covariance([needy, other])
+    first, second = (line.split() for line in capsys.readouterr().out.splitlines()[-2:])
+    assert first[-2:] == [">", "4,000"]
+    assert ">" not in second
+
+
+def test_the_shells_settings_of_blas_do_not_reach_what_runs_alone(monkeypatch) -> None:
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    before = dict(os.environ)
+    assert evolution.alone(2, os.getenv, "OPENBLAS_CORETYPE") is None
+    assert evolution.alone(2, os.getenv, "OMP_NUM_THREADS") == "2"
+    assert evolution.alone(2, torch.get_num_threads) == 2
+    assert os.environ == before
+    assert evolution.blas_core() in ("Haswell", "unknown")
 
 
 def test_parts_are_printed_as_they_are_measured(monkeypatch) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checker import check
 from torch import Tensor
 
-from wm_engine.bench.evolution import ellipsoid, rosenbrock, sphere
-from wm_engine.evolve.cmaes import BatchedCMAES, Parameters, _cholesky
+from wm_engine.bench.evolution import DiagonalBatched, DiagonalPycma, ellipsoid, rosenbrock, sphere
+from wm_engine.evolve.cmaes import BatchedCMAES, Parameters, _cholesky, _product
 from wm_engine.evolve.optimizers import make_optimizer, restore_optimizer
 from wm_engine.evolve.protocol import Optimizer
 from wm_engine.evolve.pycma import PycmaES
@@ -74,6 +75,28 @@ def test_a_rotation_changes_nothing_but_the_luck() -> None:
         for seed in range(6)
     ]
     assert 0.85 < np.mean(turned) / np.mean(plain) < 1.18
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("power", [14, 16])
+@pytest.mark.parametrize("cigar", [False, True])
+def test_a_condition_of_ten_to_the_sixteen_is_no_obstacle(
+    cigar: bool, power: int, turned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """pycma needs 7,000 to 11,000 evaluations."""
+    scales = 10.0 ** (power * torch.arange(10, dtype=torch.float64) / 9)
+    if cigar:
+        scales[1:] = 10.0**power
+    generator = torch.Generator().manual_seed(0)
+    rotation, _ = torch.linalg.qr(torch.randn(10, 10, generator=generator, dtype=torch.float64))
+
+    def cost(x: Tensor) -> Tensor:
+        return (scales * (x @ rotation if turned else x) ** 2).sum(dim=1)
+
+    with caplog.at_level(logging.WARNING):
+        count = evaluations(BatchedCMAES(torch.ones(10), 0.5, 10, 0), cost, 1e-8, 30_000)
+    assert count < 13_000
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -159,6 +182,36 @@ def test_the_separable_variant_scales_each_coordinate() -> None:
     assert isinstance(make_optimizer("batched", torch.zeros(6000), 0.5, 8), BatchedCMAES)
 
 
+@pytest.mark.filterwarnings("ignore:elements of z2")
+@pytest.mark.parametrize(("dimension", "popsize", "target"), [(20, 100, 1e-8), (100, 12, 1e-6)])
+def test_the_separable_variant_needs_no_more_evaluations_than_the_packages(
+    dimension: int, popsize: int, target: float
+) -> None:
+    counts = {
+        kind: [
+            evaluations(kind(torch.ones(dimension), 0.5, popsize, seed), ellipsoid, target, 300_000)
+            for seed in range(3)
+        ]
+        for kind in (DiagonalPycma, DiagonalBatched)
+    }
+    assert np.mean(counts[DiagonalBatched]) < 1.05 * np.mean(counts[DiagonalPycma])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_are_those_of_torch(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for rows, inner, columns in ((1, 1, 1), (17, 5, 3), (63, 200, 129)):
+        left = torch.randn(inner, rows, dtype=dtype, generator=generator).T
+        right = torch.randn(columns, inner + 2, dtype=dtype, generator=generator)[:, 1:-1].T
+        out = torch.full((rows, columns + 4), torch.nan, dtype=dtype)
+        made = _product(left, right, out=out[:, 3:-1])
+        reference, peer = left.double() @ right.double(), left @ right
+        for each in (made, out[:, 3:-1], _product(left, right)):
+            check("product", each, reference, peer, "fp32" if dtype is torch.float32 else "fp64")
+        assert bool(out[:, :3].isnan().all())
+        assert bool(out[:, -1].isnan().all())
+
+
 def test_the_state_is_of_order_d_squared_or_d() -> None:
     for D, bound in ((400, 3 * 400**2), (6000, 10 * 6000)):  # a full matrix would have 36 million entries
         optimizer = climb(BatchedCMAES(torch.zeros(D), 0.5, 8), 1, sphere)
@@ -242,12 +295,16 @@ def test_a_step_size_out_of_bounds_is_held_and_logged(
 
 def test_a_covariance_that_loses_definiteness_is_mended_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     tensors, values = BatchedCMAES(torch.zeros(4), 0.5, 12).state()
-    planted = torch.tensor([1.0, 1e-9, 1.0, 1.0], dtype=torch.float64).diag()
-    optimizer = BatchedCMAES.from_state(tensors | {"shape.factor": planted}, values)
+    planted = torch.tensor([1.0, 1e-160, 1.0, 1.0], dtype=torch.float64).diag()
+    path = torch.tensor([1e10, 0.0, 0.0, 0.0], dtype=torch.float64)
+    optimizer = BatchedCMAES.from_state(tensors | {"shape.factor": planted, "path": path}, values)
     with caplog.at_level(logging.WARNING):
-        optimizer.ask()
-        optimizer.tell(torch.zeros(12))
-    assert "begins anew" in caplog.text
+        for _ in range(10):
+            optimizer.ask()
+            optimizer.tell(torch.zeros(12))
+    assert caplog.text.count("begins anew") == 1
+    axes = torch.linalg.svdvals(optimizer.distribution.factor)
+    assert float(axes[0] / axes[-1]) < 10, "the path that was as long as the old axes stretched the new ones"
     assert float(sphere(climb(optimizer, 150, sphere).mean[None] - 1.0)) < 1e-6
 
 

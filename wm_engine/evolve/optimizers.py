@@ -15,8 +15,9 @@ from wm_engine.evolve.pycma import PycmaES
 
 OPTIMIZERS: dict[str, type[PycmaES] | type[BatchedCMAES]] = {"pycma": PycmaES, "batched": BatchedCMAES}
 
-# Both are of equal quality, and the batched one is the faster at every size measured (docs/evolution.md). Below this
-# the optimiser is a small part of a generation's time, so the reference implementation keeps the small runs.
+# A choice, not where the two break even: both are of equal quality, and the batched one is the faster at every size
+# measured (docs/evolution.md). Below this the optimiser is about a hundredth of a generation's time beside a dream of
+# 1,000 steps on the CPU, so speed decides nothing there, and small runs are the reference implementation's.
 BATCHED_FROM = 128
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ class PycmaES:
     itself cost, about 50 ms a generation at D = 867 and P = 64.
     """
 
+    _MORE_OPTIONS: ClassVar[dict[str, Any]] = {}  # of the package, for subclasses
+
     def __init__(self, x0: Any, sigma: float, popsize: int, seed: int = 0, *, factor: Tensor | None = None) -> None:
         import cma  # here, because it takes more than a second to import and many runs never need it
 
@@ -62,6 +64,7 @@ class PycmaES:
                 "verbose": -9,
                 "verb_disp": 0,
                 "verb_log": 0,
+                **self._MORE_OPTIONS,
             },
         )
         self._orders: list[np.ndarray] = []
