@@ -6,13 +6,12 @@ decided here, because a training must end with a clear message and never wait fo
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,11 +19,10 @@ import torch
 from pydantic import Field
 
 from wm_engine import kernels
-from wm_engine.dream.cpp_backend import CppBackend
+from wm_engine.distributed.kinship import check_kinship, kinship
 from wm_engine.errors import MissingDependencyError, WMEngineError
 from wm_engine.fleet import Recipe
 from wm_engine.machine import use_threads
-from wm_engine.rng import RNG_VERSION
 from wm_engine.settings import Section
 
 _log = logging.getLogger(__name__)
@@ -51,18 +49,6 @@ class ClusterSettings(Section):
     start_timeout: float = Field(
         300.0, gt=0.0, description="seconds to wait for a first actor, or for a last one's heir"
     )
-
-
-def kinship() -> dict[str, Any]:
-    """What must be the same on all machines for equal bits: versions, and the C++ core's instruction set."""
-    there, _ = CppBackend.available()
-    core = CppBackend.describe().partition(" of ")[0] if there else None
-    return {
-        "wm_engine": importlib.import_module("wm_engine").__version__,
-        "rng": RNG_VERSION,
-        "torch": torch.__version__,
-        "instruction set": core,
-    }
 
 
 def _gpu() -> str | None:
@@ -115,13 +101,21 @@ class RayFleet:
     device : of the workers; "auto" takes GPUs where the cluster has any
     threads : of torch in each worker. Some of torch's results depend on the number of threads in their last bits, so
         this is the driver's own number, whatever the worker's CPUs
+    precisions : that V and M compute in; all machines must give the same bits in these
 
     Raises MissingDependencyError where Ray is not installed, WMEngineError where there is no cluster or no room in it.
     """
 
-    def __init__(self, address: str, settings: ClusterSettings, device: str = "auto", threads: int = 1) -> None:
+    def __init__(
+        self,
+        address: str,
+        settings: ClusterSettings,
+        device: str = "auto",
+        threads: int = 1,
+        precisions: Collection[str] = ("fp32", "bf16"),
+    ) -> None:
         self._ray = _import_ray()
-        self._settings, self._threads = settings, threads
+        self._settings, self._threads, self._precisions = settings, threads, precisions
         self._mine = not self._ray.is_initialized()
         if self._mine:
             _connect(self._ray, address)
@@ -225,8 +219,9 @@ class RayFleet:
             self._lose(actor, job, f"was lost ({str(error).strip().partition(chr(10))[0]})")
             return
         if actor.task is None:
-            _check_kinship(answer)
-            self._check_gpu(answer.get("GPU"))
+            theirs = dict(answer)
+            self._check_gpu(theirs.pop("GPU", None))
+            check_kinship(theirs, kinship(), self._precisions)
         else:
             job.answers[actor.task] = answer
             self._losses = 0
@@ -344,13 +339,3 @@ def _room(nodes: Sequence[dict[str, float]], settings: ClusterSettings, device: 
 def _resources(ray: Any) -> str:
     nodes = _nodes(ray)
     return f"the cluster has {len(nodes)} nodes with {sum(node.get('CPU', 0) for node in nodes):.0f} CPUs in all"
-
-
-def _check_kinship(theirs: dict[str, Any]) -> None:
-    ours = kinship()
-    differing = [f"{name} {theirs[name]} there, {ours[name]} here" for name in ours if ours[name] != theirs[name]]
-    if differing:
-        raise WMEngineError(
-            f"ray: an actor's machine would give other bits: {'; '.join(differing)}. Install the same versions on all; "
-            "the environment variable WM_ENGINE_ISA names one instruction set for all."
-        )
