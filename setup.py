@@ -5,6 +5,7 @@ A machine without a C++ compiler gets a working installation without the core, a
 a failed build is an error. ``WM_ENGINE_CMAKE_ARGS`` is handed to CMake.
 """
 
+import hashlib
 import itertools
 import json
 import os
@@ -87,8 +88,17 @@ class BuildCore(build_ext):
             raise RuntimeError(f"{doing} the C++ core failed: {first_error(result.stdout)}")
 
     def record(self, target: Path, *, built: bool, reason: str) -> None:
-        info = {"cpp": built, "reason": reason}
+        info = {"cpp": built, "reason": reason, "sources": sources_hash()}
         (target.parent / "_build_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+
+
+def sources_hash() -> str:
+    """Of what the core is built from: a cluster's machines compare it (``wm_engine/distributed/kinship.py``)."""
+    digest = hashlib.sha256()
+    for path in sorted([ROOT / "CMakeLists.txt", *(ROOT / "csrc").glob("*")]):
+        if path.is_file():
+            digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()[:12]
 
 
 def first_error(output: str) -> str:

@@ -110,7 +110,9 @@ def _workers(config: Config, ray: str | None) -> Iterator[Fleet | None]:
     if ray is None:
         yield None
         return
-    with contextlib.closing(RayFleet(ray, config.cluster, config.device, torch.get_num_threads())) as fleet:
+    precisions = {"fp32", config.vision.precision, config.dream.precision}
+    fleet = RayFleet(ray, config.cluster, config.device, torch.get_num_threads(), precisions)
+    with contextlib.closing(fleet):
         yield fleet
 
 

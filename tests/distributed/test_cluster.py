@@ -1,6 +1,6 @@
 """A fleet of Ray actors on a cluster of several nodes, simulated on this machine: what it gives, and what it survives.
 
-Needs Ray: ``pip install -e '.[test,ray]'``. ``.ci/run`` has it, and runs this file: a minute on two cores.
+Needs Ray: ``pip install -e '.[test,ray]'``. ``.ci/run`` has it, and runs this file: two minutes on two busy cores.
 """
 
 from __future__ import annotations
@@ -146,6 +146,68 @@ def test_a_lost_actor_is_replaced_and_its_shard_done_again(
     assert_same(engine.rollout(world.params, world.starts, **PLAN), whole(world))
 
 
+@dataclass(frozen=True)
+class BadNode:
+    """A recipe whose workers exit at any task on one node, and take their time elsewhere; they say where they are."""
+
+    node: str
+    seconds: float
+
+    def build(self, cpus: int) -> Callable[[Any], Any]:
+        def work(task: int) -> tuple[int, str]:
+            here = ray.get_runtime_context().get_node_id()
+            if here == self.node:
+                os._exit(1)
+            time.sleep(self.seconds)
+            return task, here
+
+        return work
+
+
+def nodes_of(fleet: RayFleet, count: int) -> list[str]:
+    """Where its actors are, once so many are ready."""
+    for _ in range(100):
+        list(fleet.map(BadNode("none", 0.1), range(2)))
+        nodes = [actor.node for actor in fleet._actors if actor.node is not None]
+        if len(nodes) == count:
+            return nodes
+    raise AssertionError(f"{nodes} are ready, of {count}")
+
+
+def test_a_lost_actors_heir_starts_on_another_node(pair: RayFleet) -> None:
+    bad, other = nodes_of(pair, 2)
+    answers = list(pair.map(BadNode(bad, 3.0), range(5)))
+    assert [task for task, _ in answers] == list(range(5))
+    assert len({node for _, node in answers} - {other}) == 1, "the third node, which was free"
+
+
+def test_one_bad_node_does_not_end_a_run(pair: RayFleet, make_fleet: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """No other node has room for its actors' heirs, which die while the healthy one is at work."""
+    nodes_of(make_fleet(1), 1)
+    bad, other = nodes_of(pair, 2)
+    answers = list(pair.map(BadNode(bad, 5.0), range(3)))
+    assert answers == [(task, other) for task in range(3)]
+    assert caplog.text.count("with shard") >= 2, "more than one was lost, and none of them again"
+
+
+class CannotStart:
+    """An actor that lacks something on its machine."""
+
+    def __init__(self, cpus: int, threads: int) -> None:
+        raise ImportError("No module named 'what_is_missing'")
+
+    def introduce(self) -> None: ...
+
+
+def test_why_no_actor_can_start_is_in_the_message(make_fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wm_engine.distributed.cluster._Worker", CannotStart)
+    fleet = make_fleet(1)
+    with pytest.raises(WMEngineError, match="No module named 'what_is_missing'") as caught:
+        list(fleet.map(BadNode("none", 0.0), range(2)))
+    assert "\x1b" not in str(caught.value)
+    assert "3 actors were lost in a row" in str(caught.value)
+
+
 def train(folder: Path, world: World, engine: Any) -> ControllerResult:
     settings = ControllerSettings(
         population=8,
@@ -260,18 +322,22 @@ def test_a_machine_with_other_bits_is_refused(world: World, make_fleet: Any, mon
     fleet = make_fleet(1)
     other = kinship() | {"instruction set": "another"}
     monkeypatch.setattr("wm_engine.distributed.cluster.kinship", lambda: other)
-    with pytest.raises(WMEngineError, match=r"would give other bits: instruction set .* there, another here"):
+    with pytest.raises(WMEngineError, match=r"would give other bits: instruction set .* there, another here\. Install"):
         FleetEngine(recipe(world), fleet).rollout(world.params, world.starts, **PLAN)
 
 
-def test_no_actor_that_starts_is_an_error_not_a_wait(pair: RayFleet, world: World, make_fleet: Any) -> None:
-    last_node = make_fleet(1)
-    assert pair.workers + last_node.workers == NODES
-    # Once it has answered, it has the node.
-    FleetEngine(recipe(world), last_node).rollout(world.params, world.starts, **PLAN)
+def test_a_shared_cluster_has_less_room_than_it_says(
+    pair: RayFleet, make_fleet: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert len(nodes_of(pair, 2)) == NODES - 1
+    with caplog.at_level("INFO", logger="wm_engine"):
+        nodes_of(make_fleet(3), 1)
+    assert "3 actors of 1 CPUs are asked for on 3 nodes" in caplog.text
+    assert "1 actors of 1 CPUs are ready, 2 wait for room" in caplog.text
     fleet = make_fleet(1, start_timeout=3.0)
-    with pytest.raises(WMEngineError, match="no actor of 1 CPUs started within 3 s"):
-        FleetEngine(recipe(world), fleet).rollout(world.params, world.starts, **PLAN)
+    message = r"no actor of 1 CPUs started within 3 s .* 3 nodes, and 0 of 3 CPUs are free"
+    with pytest.raises(WMEngineError, match=message):
+        list(fleet.map(BadNode("none", 0.1), range(2)))
 
 
 def test_settings_are_checked() -> None:
