@@ -5,7 +5,7 @@ Source: the ISA, "Memory Consistency Model": its asynchronous proxy for the fenc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -43,7 +43,11 @@ class Moment:
     @property
     def when(self) -> int:
         """Block and epoch as one number."""
-        return self.block << 32 | self.epoch
+        return self.block << 32 | self.epoch + 1
+
+    def before(self) -> Moment:
+        """As if a barrier had come since."""
+        return replace(self, epoch=self.epoch - 1)
 
 
 class Memory:
@@ -61,14 +65,17 @@ class Memory:
         self.tensors: dict[int, int] = {}  # by where they begin, the argument that points at them
         self._written, self._read = _Visits(cells), _Visits(cells)
 
-    def load(self, address: Array, size: int, thread: Array, now: Moment) -> Array:
-        """The bytes uint8 [N, size] from each address int64 [N] on, read by ``thread [N]``."""
+    def load(self, address: Array, size: int, thread: Array, now: Moment, awaited: bool = False) -> Array:
+        """The bytes uint8 [N, size] from each address int64 [N] on, read by ``thread [N]``.
+
+        awaited : whether whoever comes later has waited for this, and needs no barrier
+        """
         place, cells = self._places(address, size)
-        self._visit(cells, thread, now)
+        self._visit(cells, thread, now, awaited)
         return self._wide(size)[place].view(np.uint8).reshape(-1, size)
 
-    def store(self, address: Array, value: Array, thread: Array, now: Moment) -> None:
-        """Write the bytes uint8 [N, size] from each address int64 [N] on, by ``thread [N]``."""
+    def store(self, address: Array, value: Array, thread: Array, now: Moment, awaited: bool = False) -> None:
+        """Write the bytes uint8 [N, size] from each address int64 [N] on, by ``thread [N]``; ``awaited`` as in load."""
         size = value.shape[1]
         place, cells = self._places(address, size)
         who, wide = thread[:, None], self._wide(size)
@@ -79,7 +86,7 @@ class Memory:
         wide[place] = value.view(wide.dtype)[:, 0]
         if (wide[place].view(np.uint8).reshape(-1, size) != value).any():
             raise FaultError(f"{self.name} memory: threads write different values to one place in one instruction")
-        self._written.add(cells, who, now)
+        self._written.add(cells, who, now.before() if awaited else now)
         self.unfenced[cells] = True
 
     def fetch(self, address: Array, readers: Array, now: Moment) -> Array:
@@ -102,11 +109,11 @@ class Memory:
         self.unfenced[self._written.by(thread)] = False
         now.fences[thread // WARP] = now.epoch
 
-    def _visit(self, cells: Array, thread: Array, now: Moment) -> None:
+    def _visit(self, cells: Array, thread: Array, now: Moment, awaited: bool = False) -> None:
         """Read the cells [N, M], ``thread [N]`` those of its row."""
         who = thread[:, None]
         self._no_race(cells, self._written.clash(cells, who, now), "read")
-        self._read.add(cells, who, now)
+        self._read.add(cells, who, now.before() if awaited else now)
 
     def _wide(self, size: int) -> Array:
         """All bytes as values of ``size`` bytes, which accesses are aligned to."""
@@ -182,7 +189,7 @@ class _Visits:
 
     def before(self, cells: Array, epoch: Array, now: Moment) -> Array:
         """Which cells no block but this one visits, and this one not since an ``epoch`` of its own."""
-        return self._when[cells] < (now.block << 32) + epoch.astype(np.int64)
+        return self._when[cells] < (now.block << 32) + epoch.astype(np.int64) + 1
 
     def by(self, thread: Array) -> Array:
         """Which cells one of these threads, or one numbered between them, visited last, alone."""

@@ -171,7 +171,8 @@ def _product(form: Form) -> Run:
             if adding:
                 product += _words(block, D_place, rows, columns, one, now).view(np.float32)
             data = product.astype(np.float32).reshape(-1, 1).view(np.uint8)
-            block.tensor.store(_cells(D_place, rows, columns).reshape(-1), data, np.full(data.shape[0], one), now)
+            cells = _cells(D_place, rows, columns).reshape(-1)
+            block.tensor.store(cells, data, np.full(data.shape[0], one), now, awaited=True)
 
         if block.order.late:
             block.products.current.append(multiply)
@@ -189,7 +190,7 @@ def _cells(place: int, rows: int, columns: int) -> Array:
 def _words(block: Block, place: int, rows: int, columns: int, thread: int, now: Moment) -> Array:
     """A matrix of tensor memory, uint32 [rows, columns]."""
     cells = _cells(place, rows, columns)
-    data = block.tensor.load(cells.reshape(-1), 4, np.full(cells.size, thread), now)
+    data = block.tensor.load(cells.reshape(-1), 4, np.full(cells.size, thread), now, awaited=True)
     return data.view(np.uint32).reshape(cells.shape)
 
 
