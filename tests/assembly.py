@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import ptx
 from ptx import SIDE_BY_SIDE, Order, Pointer
+from ptx.memory import SHARED_AT
 
 ORDERS = [Order(), Order(warps=True), Order(late=True)]
 
@@ -82,3 +83,28 @@ def halves(values: np.ndarray, kind: str) -> np.ndarray:
     if kind == "f16":
         return values.astype(np.float16).view(np.uint16)
     return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+HALF = 16384
+"""Bytes of shared memory for A, and for B behind it."""
+
+COPIES = "".join(
+    f"ld.global.v4.b32 {{%r20,%r21,%r22,%r23}}, [%rd2+{at}]; st.shared.v4.b32 [%r10+{at}], {{%r20,%r21,%r22,%r23}};"
+    for at in range(0, 2 * HALF, 128 * 16)
+)
+"""By 128 threads, from 16 bytes a thread from %rd2 on, to as many from %r10 on."""
+
+
+def operands(swizzle: int, kind: str, *matrices: tuple[np.ndarray, str]) -> tuple[np.ndarray, list[int]]:
+    """What shared memory is to hold of A and B, uint16 [HALF], and their descriptors.
+
+    matrices : of each its values [rows, 16], and how they lie: "by depth", "transposed", or elsewhere by any other word
+    """
+    image = np.full(HALF, 0x7FFF, np.uint16)  # NaN wherever neither lies
+    words = []
+    for number, (values, how) in enumerate(matrices):
+        place, word = canonical(len(values), swizzle, how == "by depth", SHARED_AT + number * HALF)
+        words.append(word)
+        if how in ("by depth", "transposed"):
+            image[(place - SHARED_AT) // 2] = halves(values, kind)
+    return image, words

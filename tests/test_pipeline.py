@@ -131,35 +131,33 @@ def test_the_configuration_is_written_before_any_work(run, toy, tmp_path):
     assert read_config(tmp_path / "run" / "config.toml") == config_of(seed=5)
 
 
-def test_going_on_with_other_threads_is_said(run, toy, caplog):
+@pytest.fixture
+def cut_with_one_thread(run, toy):
+    """A run on one thread that was cut in M; afterwards torch has the threads that it had."""
     before = torch.get_num_threads()
     toy.cut_in = "memory.0"
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run(config_of(threads=1))
-        toy.cut_in = ""
-        assert run(config_of(threads=1)) == ROUND[1:]
-        assert "threads" not in caplog.text
-        assert run(config_of(threads=2, iterations=2)) == [name.replace(".0", ".1") for name in ROUND]
-        assert caplog.text.count("threads: were 1 in vision of round 0; 1 in memory of round 0;") == 1
-        assert "and are now 2. Results depend on their number in the last bits" in caplog.text
-        caplog.clear()
-        assert run(config_of(threads=1, iterations=2)) == []
-        assert caplog.text == "", "nothing is left to do, so nothing can differ"
-    finally:
-        torch.set_num_threads(before)
+    with pytest.raises(KeyboardInterrupt):
+        run(config_of(threads=1))
+    toy.cut_in = ""
+    yield
+    torch.set_num_threads(before)
 
 
-def test_an_unfinished_stage_that_goes_on_with_other_threads_is_named(run, toy, caplog):
-    before = torch.get_num_threads()
-    toy.cut_in = "memory.0"
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run(config_of(threads=1))
-        toy.cut_in = ""
-        assert run(config_of(threads=3)) == ROUND[1:]
-    finally:
-        torch.set_num_threads(before)
+@pytest.mark.usefixtures("cut_with_one_thread")
+def test_going_on_with_other_threads_is_said(run, caplog):
+    assert run(config_of(threads=1)) == ROUND[1:]
+    assert "threads" not in caplog.text
+    assert run(config_of(threads=2, iterations=2)) == [name.replace(".0", ".1") for name in ROUND]
+    assert caplog.text.count("threads: were 1 in vision of round 0; 1 in memory of round 0;") == 1
+    assert "and are now 2. Results depend on their number in the last bits" in caplog.text
+    caplog.clear()
+    assert run(config_of(threads=1, iterations=2)) == []
+    assert caplog.text == "", "nothing is left to do, so nothing can differ"
+
+
+@pytest.mark.usefixtures("cut_with_one_thread")
+def test_an_unfinished_stage_that_goes_on_with_other_threads_is_named(run, caplog):
+    assert run(config_of(threads=3)) == ROUND[1:]
     assert "threads: were 1 in vision of round 0; 1 in memory of round 0, unfinished, and are now 3" in caplog.text
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from assembly import ORDERS, canonical, halves, run, word
+from assembly import COPIES, HALF, ORDERS, halves, operands, run, word
 from ptx import FaultError, Order
 from ptx.memory import SHARED_AT
 
@@ -304,7 +304,7 @@ def test_small_matrices_are_loaded_and_stored(count: int, transposed: bool) -> N
     assert out.tolist() == written.tolist()
 
 
-COLUMNS, HALF = 128, 16384  # of B; bytes of shared memory for A, and for B behind it
+COLUMNS = 128  # of B
 
 
 def warpgroup_product(
@@ -321,17 +321,7 @@ def warpgroup_product(
     """
     generator = np.random.default_rng(0)
     A, B = generator.integers(-4, 5, (64, 16)), generator.integers(-4, 5, (COLUMNS, 16))
-    image = np.full(HALF, 0x7FFF, np.uint16)  # NaN wherever neither lies
-    words = []
-    for values, how, start in ((A, left, SHARED_AT), (B, right, SHARED_AT + HALF)):
-        place, word = canonical(len(values), swizzle, how == "by depth", start)
-        words.append(word)
-        if how != "registers":
-            image[(place - SHARED_AT) // 2] = halves(values, kind)
-    copies = "".join(
-        f"ld.global.v4.b32 {{%r20,%r21,%r22,%r23}}, [%rd2+{at}]; st.shared.v4.b32 [%r10+{at}], {{%r20,%r21,%r22,%r23}};"
-        for at in range(0, 2 * HALF, 128 * 16)
-    )
+    image, words = operands(swizzle, kind, (A, left), (B, right))
     # The figures of A's and D's registers: where each thread's first elements are, and from there the others.
     thread = np.arange(128)
     row, column = thread // 32 * 16 + thread % 32 // 4, thread % 4 * 2
@@ -348,7 +338,7 @@ def warpgroup_product(
     stores = "".join(f"st.global.b32 [%rd1+{512 * n}], %f{n};" for n in range(COLUMNS // 2))
     body = f"""
         ld.param.b64 %rd2, [k_param_1]; mad.wide.u32 %rd2, %r0, 16, %rd2; shl.b32 %r10, %r0, 4; add.s32 %r10, %r10, %r5;
-        {copies} {fence} bar.sync 0; mov.b64 %rd4, {words[0]}; mov.b64 %rd5, {words[1]}; {loads}
+        {COPIES} {fence} bar.sync 0; mov.b64 %rd4, {words[0]}; mov.b64 %rd5, {words[1]}; {loads}
         setp.lt.s32 %p0, %r0, 0; setp.ge.s32 %p1, %r0, 0; wgmma.fence.sync.aligned;
         {product}, %p0, {flags}; {product}, %p1, {flags};
         wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0; {stores}"""

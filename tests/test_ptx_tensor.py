@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from assembly import ORDERS, canonical, halves, run
+from assembly import COPIES, HALF, ORDERS, halves, operands, run
 from ptx import FaultError, Order
 from ptx.memory import SHARED_AT
 
-COLUMNS, HALF = 64, 16384  # of B; bytes of shared memory for A, and for B behind it
+COLUMNS = 64  # of B
 BARRIER, TAKEN = SHARED_AT + 2 * HALF, SHARED_AT + 2 * HALF + 16
 SIZE = 2 * HALF + 32
 
@@ -62,19 +62,10 @@ def product(
     """
     generator = np.random.default_rng(0)
     A, B = generator.integers(-4, 5, (rows, 16)), generator.integers(-4, 5, (COLUMNS, 16))
-    image = np.full(HALF, 0x7FFF, np.uint16)  # NaN wherever neither lies
-    words = []
-    for values, how, start in ((A, left, SHARED_AT), (B, right, SHARED_AT + HALF)):
-        place, word = canonical(len(values), swizzle, how == "by depth", start)
-        # Another field for the swizzle, and a constant.
-        mode = {0: 0, 128: 2, 64: 4, 32: 6}[swizzle]
-        words.append(word & ((1 << 61) - 1) | mode << 61 | 1 << 46)
-        if how != "tensor":
-            image[(place - SHARED_AT) // 2] = halves(values, kind)
-    copies = "".join(
-        f"ld.global.v4.b32 {{%r20,%r21,%r22,%r23}}, [%rd2+{at}]; st.shared.v4.b32 [%r10+{at}], {{%r20,%r21,%r22,%r23}};"
-        for at in range(0, 2 * HALF, 128 * 16)
-    )
+    image, words = operands(swizzle, kind, (A, left), (B, right))
+    # Another field for the swizzle, and a constant.
+    mode = {0: 0, 128: 2, 64: 4, 32: 6}[swizzle]
+    words = [word & ((1 << 61) - 1) | mode << 61 | 1 << 46 for word in words]
     # A warp has 32 lanes, and of 64 rows 16.
     lane = np.arange(128)
     row = lane if rows == 128 else np.where(lane % 32 < 16, lane // 32 * 16 + lane % 32, -1)
@@ -103,7 +94,7 @@ mbarrier.try_wait.parity.shared::cta.b64 complete, [%r17], %r19;
     )
     body = f"""{TAKE}
         ld.param.b64 %rd2, [k_param_1]; mad.wide.u32 %rd2, %r12, 16, %rd2;
-        shl.b32 %r10, %r12, 4; add.s32 %r10, %r10, %r5; {copies}
+        shl.b32 %r10, %r12, 4; add.s32 %r10, %r10, %r5; {COPIES}
         {keep} {fence} mov.b32 %r17, {BARRIER}; mov.b32 %r18, {shape}; mov.b32 %r19, 0;
         setp.eq.s32 %p0, %r12, 0; @%p0 mbarrier.init.shared::cta.b64 [%r17], 1; bar.sync 0;
         mov.b64 %rd4, {words[0]}; mov.b64 %rd5, {words[1]}; setp.lt.s32 %p2, %r12, 0; setp.ge.s32 %p3, %r12, 0;

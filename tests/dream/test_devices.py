@@ -150,6 +150,19 @@ def test_no_memory_for_the_weights_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         DreamEngine(world.m, world.spec, backend="torch")
 
 
+def test_no_memory_to_measure_with_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+
+    def full(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
+
+    world = World()
+    one = DreamEngine(world.m, world.spec, backend="triton")
+    monkeypatch.setattr(one._backends[0], "crossovers", full)
+    with pytest.raises(DeviceMemoryError, match=r"measuring which form .* free on cpu: CUDA out of memory\.$"):
+        one.crossovers()
+
+
 def test_auto_falls_back_and_says_so_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     world = World()
     monkeypatch.setattr(engine, "check_device", lambda name, device: device)

@@ -157,9 +157,11 @@ class DreamEngine:
         try:
             return [entry.make(m, self.controller, where, self.precision, **options) for where in self.devices]
         except torch.OutOfMemoryError as error:
-            shown = str(error).partition("\n")[0]
-            devices = ", ".join(map(str, self.devices))
-            raise DeviceMemoryError(f"M's weights take more memory than is free on {devices}: {shown}") from None
+            raise self._out_of_memory("M's weights take", error) from None
+
+    def _out_of_memory(self, what: str, error: torch.OutOfMemoryError) -> DeviceMemoryError:
+        shown, devices = str(error).partition("\n")[0], ", ".join(map(str, self.devices))
+        return DeviceMemoryError(f"{what} more memory than is free on {devices}: {shown}")
 
     def rollout(
         self,
@@ -237,9 +239,13 @@ class DreamEngine:
         """From how many rollouts on a GPU dreams with one kernel for all steps, by what that depends on.
 
         A measurement, from which bits follow: runs keep it, and fleets share it. Empty where nothing is measured.
+        DeviceMemoryError where the device has no memory for it.
         """
         first = self._backends[0]
-        return first.crossovers() if isinstance(first, TritonBackend) else {}
+        try:
+            return first.crossovers() if isinstance(first, TritonBackend) else {}
+        except torch.OutOfMemoryError as error:
+            raise self._out_of_memory("measuring which form of the dream is faster takes", error) from None
 
     def _dream(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
         too_little_memory = None
