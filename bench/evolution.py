@@ -30,10 +30,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import wm_engine as wm
+from wm_engine.controller import FEATURES
+from wm_engine.errors import WMEngineError
 from wm_engine.evolve import BatchedCMAES, PycmaES
 from wm_engine.runs import atomic_write
 
-from .dream_task import DreamTask, Point
+from .dream_task import EPISODES, POPULATION, DreamTask, Point, World, drawn_world, recorded_world
 from .evosax_peer import EvosaxCMAES, installed
 from .provenance import provenance
 from .workload import Workload, prepare
@@ -190,12 +192,6 @@ def quality(problem: Problem, seeds: int) -> Quality:
     return Quality(problem, expected, reached, seeds)
 
 
-# Returns of the dream task (it begins at 8, and long searches end at 20.5): a good start, near the end, the last bit.
-DREAM_TARGETS = (19.0, 19.75, 20.25)
-DREAM_POPULATION = 64
-_DREAM_STEPS = 4_000_000
-
-
 @dataclass(frozen=True)
 class Hits:
     """What each seed's search spent, and whether its mean reached a return with that."""
@@ -220,20 +216,21 @@ class Hits:
 
 
 def dream_hits(kind: str, seeds: int, count: Callable[[Point], int], task: DreamTask) -> list[Hits]:
-    """``count`` of the searches with seeds 0, 1, ... at each of the targets; a search ends after four million steps."""
-    hits: list[Hits] = [Hits([]) for _ in DREAM_TARGETS]
+    """``count`` of the searches with seeds 0, 1, ... at each of the world's targets."""
+    world = task.world
+    hits: list[Hits] = [Hits([]) for _ in world.targets]
     for seed in range(seeds):
-        optimizer = OPTIMIZERS[kind](torch.zeros(task.dimension), 0.1, DREAM_POPULATION, seed)
+        optimizer = OPTIMIZERS[kind](torch.zeros(world.dimension), world.sigma, POPULATION, seed)
         first: dict[float, int] = {}
         spent = 0
-        for point in task.search(optimizer, seed, _DREAM_STEPS):
+        for point in task.search(optimizer, seed):
             spent = count(point)
-            for target in DREAM_TARGETS:
+            for target in world.targets:
                 if point.value >= target:
                     first.setdefault(target, spent)
-            if len(first) == len(DREAM_TARGETS):
+            if len(first) == len(world.targets):
                 break
-        for target, found in zip(DREAM_TARGETS, hits, strict=True):
+        for target, found in zip(world.targets, hits, strict=True):
             found.searches.append((first.get(target, spent), target in first))
     return hits
 
@@ -373,31 +370,31 @@ def show_covariance(problems: list[Problem]) -> None:
         click.echo(line(problem.name, *(f"{count:,}" if ok else f"> {count:,}" for count, ok in runs)))
 
 
-def show_dream(seeds: int) -> None:
+def show_dream(seeds: int, world: World) -> None:
     """The table of both optimisers in a dream."""
-    task = DreamTask()
-    sizes = f"D={task.dimension}, P={DREAM_POPULATION}, 16 episodes each"
-    click.echo(f"\nExpected evaluations to a return in the dream task, {sizes}:")
+    task = DreamTask(world)
+    sizes = f"D={world.dimension}, P={POPULATION}, {EPISODES} episodes each"
+    click.echo(f"\nExpected evaluations to a return in the dream of {world.name}, {sizes}:")
     line = _columns(10, 10, 10, 12, 14)
     click.echo(line("return", "pycma", "batched", "ratio", "reached"))
     hits = {kind: dream_hits(kind, seeds, lambda point: point.evaluations, task) for kind in OPTIMIZERS}
-    for number, target in enumerate(DREAM_TARGETS):
+    for number, target in enumerate(world.targets):
         ours, theirs = hits["batched"][number], hits["pycma"][number]
         reached = f"{theirs.reached}/{ours.reached} of {seeds}"
         value = ours.expected / theirs.expected
         ratio = f"{value:.2f} ± {value * math.hypot(ours.error, theirs.error):.2f}"
-        click.echo(line(f"{target:g}", f"{theirs.expected:,.0f}", f"{ours.expected:,.0f}", ratio, reached))
+        click.echo(line(f"{target:.4g}", f"{theirs.expected:,.0f}", f"{ours.expected:,.0f}", ratio, reached))
 
 
-def show_racing(seeds: int) -> None:
+def show_racing(seeds: int, world: World) -> None:
     """The table of dream steps, raced and not."""
-    click.echo(
-        f"\nExpected dream steps to a return, P={DREAM_POPULATION}, BatchedCMAES, in thousands (searches there):"
-    )
-    line = _columns(24, *[16] * len(DREAM_TARGETS))
-    click.echo(line("episodes", *(f"{target:g}" for target in DREAM_TARGETS)))
-    for episodes, race in ((16, 0), (8, 0), (4, 0), (2, 0), (16, 2), (16, 4)):
-        hits = dream_hits("batched", seeds, lambda point: point.steps, DreamTask(episodes, race))
+    sizes = f"D={world.dimension}, P={POPULATION}, BatchedCMAES"
+    click.echo(f"\nExpected dream steps to a return in the dream of {world.name}, {sizes},")
+    click.echo("in thousands (searches there):")
+    line = _columns(24, *[16] * len(world.targets))
+    click.echo(line("episodes", *(f"{target:.4g}" for target in world.targets)))
+    for episodes, race in ((EPISODES, 0), (8, 0), (4, 0), (2, 0), (EPISODES, 2), (EPISODES, 4)):
+        hits = dream_hits("batched", seeds, lambda point: point.steps, DreamTask(world, episodes, race))
         name = f"{episodes}, racing from {race}" if race else f"{episodes} for all"
         click.echo(line(name, *(f"{each.expected / 1e3:,.0f} ({each.reached})" for each in hits)))
 
@@ -456,7 +453,25 @@ PARTS = ("quality", "covariance", "dream", "racing", "speed", "memory")
 @click.option("--threads", default="1,2", show_default=True, help="Numbers of threads that the speed is measured with.")
 @click.option("--quick", is_flag=True, help="Three seeds, ten dimensions, small populations: minutes.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Where to write the plot, a PNG.")
-def main(seeds: int, dimensions: str, parts: tuple[str, ...], threads: str, quick: bool, out: Path | None) -> None:
+@click.option(
+    "--run",
+    "root",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A run whose dream is searched in the parts dream and racing.  [default: the dream of an M drawn from a seed]",
+)
+@click.option("--round", "index", type=click.IntRange(0), default=0, show_default=True, help="Which round of that run.")
+@click.option("--features", type=click.Choice(FEATURES), help="What C sees there.  [default: as in that run]")
+def main(
+    seeds: int,
+    dimensions: str,
+    parts: tuple[str, ...],
+    threads: str,
+    quick: bool,
+    out: Path | None,
+    root: Path | None,
+    index: int,
+    features: str | None,
+) -> None:
     """Quality, racing, speed and memory of BatchedCMAES beside pycma, as tables, and beside evosax where installed.
 
     On one thread of a Zen 4 core: quality takes minutes for 10 dimensions and 15 seeds, hours for 867; covariance one
@@ -466,16 +481,22 @@ def main(seeds: int, dimensions: str, parts: tuple[str, ...], threads: str, quic
     seeds = min(seeds, 3) if quick else seeds
     popsizes = [64, 256] if quick else [64, 128, 256, 1024, 4096]
     wanted = parts or PARTS
+    world = None
+    if {"dream", "racing"} & set(wanted):
+        try:
+            world = drawn_world() if root is None else recorded_world(root, index, features)
+        except (WMEngineError, FileNotFoundError, ValueError) as error:
+            raise click.ClickException(str(error)) from error
     measured: list[Quality] = []
     problems = [problem for problem in PROBLEMS if problem.dimension in chosen]
     if "quality" in wanted:
         measured = show_quality(problems, seeds)
     if "covariance" in wanted:
         show_covariance([problem for problem in problems if not problem.diagonal])
-    if "dream" in wanted:
-        show_dream(seeds)
-    if "racing" in wanted:
-        show_racing(seeds)
+    if world is not None and "dream" in wanted:
+        show_dream(seeds, world)
+    if world is not None and "racing" in wanted:
+        show_racing(seeds, world)
     if "speed" in wanted:
         for count in threads.split(","):
             alone(int(count), show_speed, [4, 16, 32, *popsizes])

@@ -17,18 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wm_engine.config import read_config
-from wm_engine.controller import ControllerSpec, load_controller
 from wm_engine.dream import DreamEngine
-from wm_engine.dream.starts import recorded_starts
 from wm_engine.dream.types import Starts
 from wm_engine.errors import WMEngineError
-from wm_engine.evolve import ControllerSettings, DreamFitness, derive_seed
+from wm_engine.evolve import DreamFitness, derive_seed
 from wm_engine.fidelity import spearman
-from wm_engine.memory.model import MDNRNN
-from wm_engine.runs import RunFolder, write_json
-from wm_engine.vision.latents import Latents
+from wm_engine.runs import write_json
 
+from .recorded import RecordedDream
 from .tables import aligned
 
 CENTRES = ("controller", "zero")
@@ -36,12 +32,9 @@ CENTRES = ("controller", "zero")
 
 @dataclass(frozen=True)
 class Dreams:
-    """What is dreamt: by whose M and which shape of C, from where, for how long, and by which rules."""
+    """What is dreamt: the dream of which run, for how long, and how often."""
 
-    m: MDNRNN
-    spec: ControllerSpec
-    starts: Starts
-    settings: ControllerSettings
+    run: RecordedDream
     episodes: int
     steps: int
     seed: int
@@ -53,15 +46,17 @@ class Dreams:
         ``nudged``: begins one unit in the last place off. ``generation``: another one, other starts and luck.
         """
         up = torch.tensor(torch.inf)
-        begin = Starts(torch.nextafter(self.starts.z, up), self.starts.h, self.starts.c) if nudged else self.starts
+        begin, settings = self.run.starts, self.run.settings
+        if nudged:
+            begin = Starts(torch.nextafter(begin.z, up), begin.h, begin.c)
         fitness = DreamFitness(
-            DreamEngine(self.m, self.spec, backend="cpp", precision=precision, num_threads=self.threads),
+            DreamEngine(self.run.m, self.run.spec, backend="cpp", precision=precision, num_threads=self.threads),
             begin,
             episodes=self.episodes,
             max_steps=self.steps,
-            temperature=self.settings.temperature,
-            reward=self.settings.reward,
-            done=self.settings.done,
+            temperature=settings.temperature,
+            reward=settings.reward,
+            done=settings.done,
             seed=self.seed,
         )
         returns = fitness(params, generation).double().numpy()
@@ -111,15 +106,6 @@ def rank(dreams: Dreams, params: Tensor, centre: str, width: float) -> Ranks:
     return Ranks(centre, width, spread, **{name: spearman(exact, means) for name, means in others.items()})
 
 
-def read_dreams(root: Path, index: int, episodes: int, steps: int, seed: int, threads: int | None) -> Dreams:
-    """The dream of a run's round as its controller was trained in it, with the length and the number asked for."""
-    folder, settings = RunFolder(root).iteration(index), read_config(RunFolder(root).config).controller
-    m, (spec, _) = MDNRNN.load(folder.memory), load_controller(folder.controller)
-    latents = Latents.open(folder.latents)
-    starts = recorded_starts(m, latents, settings.starts, settings.mid_fraction, derive_seed(seed, "starts"))
-    return Dreams(m, spec, starts, settings, episodes, steps, seed, threads)
-
-
 @click.command()
 @click.option("--run", "root", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 @click.option("--round", "index", type=click.IntRange(0), default=0, show_default=True, help="Whose M and C.")
@@ -151,17 +137,16 @@ def main(
 ) -> None:
     """Rank correlation of controllers' mean dream returns in bf16 and int8 with float32's, about C and about zero."""
     try:
-        dreams = read_dreams(root, index, episodes, steps, seed, threads)
-        _, best = load_controller(RunFolder(root).iteration(index).controller)
+        run = RecordedDream.of_run(root, index, seed)
     except (WMEngineError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error
-    rows = []
-    for centre, middle in zip(CENTRES, (best, torch.zeros_like(best)), strict=True):
+    dreams, rows = Dreams(run, episodes, steps, seed, threads), []
+    for centre, middle in zip(CENTRES, (run.params, torch.zeros_like(run.params)), strict=True):
         for width in widths:
             params = population(middle, width, candidates, derive_seed(seed, "population", centre))
             rows.append(rank(dreams, params, centre, width))
             click.echo(" ".join(rows[-1].cells()), err=True)
-    m = dreams.m
+    m = run.m
     click.echo(
         f"{m.layout.mixture}, Z={m.latent} H={m.hidden} K={m.mixtures} A={m.action}; P={candidates} E={episodes} "
         f"T={steps}; rank correlation with fp32"

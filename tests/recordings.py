@@ -10,8 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wm_engine import MDNRNN, ControllerSpec
+from wm_engine.config import resolve
+from wm_engine.controller import save_controller
 from wm_engine.rollouts import Episode, RolloutStore
-from wm_engine.runs import Checkpoints
+from wm_engine.runs import Checkpoints, RunFolder
+from wm_engine.vision.latents import encode_store
 
 ACTIONS = 3
 LATENT = 2
@@ -93,3 +97,18 @@ def same_weights(one: nn.Module, other: nn.Module) -> bool:
     """Whether two models are equal to the bit."""
     ours, theirs = one.state_dict(), other.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def little_run(root: Path) -> Path:
+    """A run of one round: a random M with spreads that leave something to rank, latents, and a controller."""
+    folder = RunFolder(root).iteration(0)
+    encode_store(PixelVision(), known_world(root / "rollouts"), folder.latents)
+    m, generator = MDNRNN(LATENT, ACTIONS, hidden=7, mixtures=2, mixture="shared"), torch.Generator().manual_seed(1)
+    for value in m.state_dict().values():
+        value.copy_(torch.randn(value.shape, generator=generator) * 0.5)
+    m.state_dict()["head.bias"][-1] = -1e9  # no end
+    m.save(folder.memory)
+    spec = ControllerSpec(LATENT, 7, ACTIONS, squash="tanh")
+    save_controller(folder.controller, spec, torch.randn(spec.num_params, generator=generator))
+    resolve("smoke").write(RunFolder(root).config)
+    return root

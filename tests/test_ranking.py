@@ -9,15 +9,11 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from recordings import PixelVision, known_world
+from recordings import little_run
 
-from wm_engine import MDNRNN, ControllerSpec
 from wm_engine.bench import ranking
-from wm_engine.config import resolve
-from wm_engine.controller import save_controller
+from wm_engine.bench.recorded import RecordedDream
 from wm_engine.core import core
-from wm_engine.runs import RunFolder
-from wm_engine.vision.latents import encode_store
 
 CORE, REASON = core()
 needs_core = pytest.mark.skipif(CORE is None, reason=REASON or "built")
@@ -26,19 +22,8 @@ SIZES = {"candidates": 12, "episodes": 4, "steps": 8}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one round: a random M with spreads that leave something to rank, latents, and a controller."""
-    root = tmp_path_factory.mktemp("run")
-    folder = RunFolder(root).iteration(0)
-    encode_store(PixelVision(), known_world(root / "rollouts"), folder.latents)
-    m, generator = MDNRNN(2, 3, hidden=7, mixtures=2, mixture="shared"), torch.Generator().manual_seed(1)
-    for value in m.state_dict().values():
-        value.copy_(torch.randn(value.shape, generator=generator) * 0.5)
-    m.state_dict()["head.bias"][-1] = -1e9  # no end
-    m.save(folder.memory)
-    spec = ControllerSpec(2, 7, 3, squash="tanh")
-    save_controller(folder.controller, spec, torch.randn(spec.num_params, generator=generator))
-    resolve("smoke").write(RunFolder(root).config)
-    return root
+    """A run whose returns differ enough to rank."""
+    return little_run(tmp_path_factory.mktemp("run"))
 
 
 def ranked(run: Path, *more: str) -> dict:
@@ -78,8 +63,8 @@ def test_every_population_is_ranked_and_repeats(run: Path) -> None:
 
 @needs_core
 def test_a_precision_that_reverses_the_order_is_seen(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dreams = ranking.read_dreams(run, 0, 4, 8, seed=0, threads=1)
-    params = ranking.population(torch.zeros(dreams.spec.num_params), 1.0, 12, seed=0)
+    dreams = ranking.Dreams(RecordedDream.of_run(run, 0, seed=0), 4, 8, seed=0, threads=1)
+    params = ranking.population(torch.zeros(dreams.run.spec.num_params), 1.0, 12, seed=0)
     exact = dreams.means(params, "fp32")
     monkeypatch.setattr(
         ranking.Dreams,
@@ -92,8 +77,8 @@ def test_a_precision_that_reverses_the_order_is_seen(run: Path, monkeypatch: pyt
 
 @needs_core
 def test_a_failed_dream_ranks_worst(run: Path) -> None:
-    dreams = ranking.read_dreams(run, 0, 4, 8, seed=0, threads=1)
-    params = ranking.population(torch.zeros(dreams.spec.num_params), 1.0, 3, seed=0)
+    dreams = ranking.Dreams(RecordedDream.of_run(run, 0, seed=0), 4, 8, seed=0, threads=1)
+    params = ranking.population(torch.zeros(dreams.run.spec.num_params), 1.0, 3, seed=0)
     params[1, :] = 3e38  # beyond float32 once summed
     means = dreams.means(params, "fp32")
     assert np.isfinite(means[[0, 2]]).all()

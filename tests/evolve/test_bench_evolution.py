@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
+from recordings import little_run
 
-from wm_engine.bench import evolution
-from wm_engine.bench.dream_task import DreamTask
+from wm_engine.bench import dream_task, evolution
+from wm_engine.bench.dream_task import DreamTask, drawn_world
 from wm_engine.bench.evolution import Hits, dream_hits
 from wm_engine.bench.evosax_peer import EvosaxCMAES
+from wm_engine.config import read_config
 from wm_engine.evolve import BatchedCMAES
+from wm_engine.runs import RunFolder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose dream can be climbed."""
+    return little_run(tmp_path_factory.mktemp("run"))
 
 
 def test_expected_counts_what_failed_searches_spent_too() -> None:
@@ -23,26 +34,74 @@ def test_expected_counts_what_failed_searches_spent_too() -> None:
 
 
 def test_the_dream_task_is_the_same_each_time_and_can_be_climbed() -> None:
-    def values(task: DreamTask) -> list[tuple[int, int, float]]:
-        optimizer = BatchedCMAES(torch.zeros(task.dimension), 0.1, 64, 3)
-        return [(point.evaluations, point.steps, point.value) for point in task.search(optimizer, 3, 60_000)]
+    def values() -> list[tuple[int, int, float]]:
+        task = DreamTask(replace(drawn_world(), most_steps=60_000), episodes=4)
+        optimizer = BatchedCMAES(torch.zeros(task.world.dimension), 0.1, 64, 3)
+        return [(point.evaluations, point.steps, point.value) for point in task.search(optimizer, 3)]
 
-    first = values(DreamTask(episodes=4))
-    assert first == values(DreamTask(episodes=4))
+    first = values()
+    assert first == values()
     assert [count for count, _, _ in first] == [64 * (number + 1) for number in range(len(first))]
+    assert first[-2][1] < 60_000 <= first[-1][1]
     assert first[-1][2] > first[0][2] + 1.0
 
 
 def test_hits_are_of_the_first_point_at_the_target() -> None:
     class Steady(DreamTask):
-        def search(self, optimizer, seed, steps):
+        def search(self, optimizer, seed):
             for generation, value in enumerate([18.0, 19.1, 18.0, 19.8]):
                 yield evolution.Point(64 * (generation + 1), 0, value)
 
-    low, middle, high = dream_hits("batched", 2, lambda point: point.evaluations, Steady())
+    low, middle, high = dream_hits("batched", 2, lambda point: point.evaluations, Steady(drawn_world()))
     assert low.searches == [(128, True)] * 2
     assert middle.searches == [(256, True)] * 2
     assert high.searches == [(256, False)] * 2
+
+
+def test_a_runs_dream_is_searched_by_the_runs_rules(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dream_task, "_PILOT_GENERATIONS", 5)
+    settings = read_config(RunFolder(run).config).controller
+    world = dream_task.recorded_world(run)
+    assert world.rules == {
+        "max_steps": settings.dream_steps,
+        "temperature": settings.temperature,
+        "reward": settings.reward,
+        "done": settings.done,
+    }
+    assert (world.dimension, world.sigma, len(world.starts)) == (3 * (2 + 7 + 1), settings.sigma, settings.starts)
+    assert world.most_steps == 2 * 5 * 64 * 16 * settings.dream_steps
+    task = DreamTask(world)
+    begin = task.value(torch.zeros(world.dimension))
+    ways = [(target - begin) / share for target, share in zip(world.targets, (0.5, 0.75, 0.9), strict=True)]
+    assert ways == pytest.approx([ways[0]] * 3)
+    assert ways[0] > 0
+    # Its way is a search's: another one gets at least half as far, and is given up when its steps are spent.
+    other = list(task.search(BatchedCMAES(torch.zeros(world.dimension), world.sigma, 64, 1), 1))
+    assert max(point.value for point in other) >= world.targets[0]
+    assert other[-2].steps < world.most_steps <= other[-1].steps
+    assert dream_task.recorded_world(run, features="z").dimension == 3 * (2 + 1)
+
+
+def test_a_run_is_named_in_the_tables_and_a_folder_that_is_none_in_the_error(
+    run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(dream_task, "_PILOT_GENERATIONS", 3)
+    words = ["--seeds", "1", "--part", "dream", "--part", "racing"]
+    said = CliRunner().invoke(evolution.main, [*words, "--run", str(run), "--features", "z"])
+    assert said.exit_code == 0, said.output
+    assert f"in the dream of round 0 of {run.name}, D=9, P=64" in said.output
+    assert "16, racing from 2" in said.output
+    said = CliRunner().invoke(evolution.main, [*words, "--run", str(tmp_path)])
+    assert said.exit_code == 1
+    assert str(tmp_path / "config.toml") in said.output
+
+
+def test_a_dream_in_which_nothing_can_be_learnt_is_no_task(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dream_task, "_PILOT_GENERATIONS", 2)
+    monkeypatch.setattr(DreamTask, "value", lambda self, mean: 5.0)
+    said = CliRunner().invoke(evolution.main, ["--part", "dream", "--run", str(run)])
+    assert said.exit_code == 1
+    assert "must find better than its first mean's return, 5, but did not" in said.output
 
 
 def test_a_third_rival_has_its_columns(monkeypatch, capsys) -> None:
@@ -100,7 +159,9 @@ def test_the_shells_settings_of_blas_do_not_reach_what_runs_alone(monkeypatch) -
 def test_parts_are_printed_as_they_are_measured(monkeypatch) -> None:
     said: list[str] = []
     for name in ("dream", "racing", "memory", "speed"):
-        monkeypatch.setattr(evolution, f"show_{name}", lambda argument, name=name: said.append(f"{name} {argument}"))
+        monkeypatch.setattr(
+            evolution, f"show_{name}", lambda argument, *more, name=name: said.append(f"{name} {argument}")
+        )
     result = CliRunner().invoke(evolution.main, ["--part", "racing", "--part", "memory", "--quick"])
     assert result.exit_code == 0, result.output
     assert said == ["racing 3", "memory [64, 256]"]
