@@ -14,8 +14,6 @@ import functools
 import math
 import multiprocessing
 import os
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -33,6 +31,7 @@ import wm_engine as wm
 from wm_engine.controller import FEATURES
 from wm_engine.errors import WMEngineError
 from wm_engine.evolve import BatchedCMAES, PycmaES
+from wm_engine.machine import describe_blas, use_threads
 from wm_engine.runs import atomic_write
 
 from .dream_task import EPISODES, POPULATION, DreamTask, Point, World, drawn_world, recorded_world
@@ -260,7 +259,6 @@ def generation_times(popsize: int, generations: int | None = None) -> dict[str, 
 
 
 _LIBRARIES = ("OPENBLAS_", "GOTO_", "MKL_", "BLIS_", "OMP_", "KMP_", "GOMP_")
-_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
 
 def alone(threads: int, task: Callable[..., T], *arguments: Any) -> T:
@@ -273,27 +271,11 @@ def alone(threads: int, task: Callable[..., T], *arguments: Any) -> T:
     for name in before:
         if name.startswith(_LIBRARIES):
             del os.environ[name]
-    os.environ.update(dict.fromkeys(_THREADS, str(threads)))
     try:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
+        with multiprocessing.get_context("spawn").Pool(1, use_threads, (threads,)) as pool:
             return pool.apply(task, arguments)
     finally:
-        for name in (*_THREADS, *before):
-            os.environ.pop(name, None)
         os.environ.update(before)
-
-
-def blas_core() -> str:
-    """The kind of core that NumPy's OpenBLAS takes this one for; "unknown" where it does not say."""
-    said = subprocess.run(
-        [sys.executable, "-c", "import numpy"],
-        env=os.environ | {"OPENBLAS_VERBOSE": "2"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    lines = (said.stdout + said.stderr).splitlines()
-    return next((line.removeprefix("Core: ") for line in lines if line.startswith("Core: ")), "unknown")
 
 
 def quality_plot(rows: list[Quality]) -> Figure:
@@ -403,7 +385,7 @@ def show_speed(popsizes: list[int]) -> None:
     """The tables of ask and tell, by themselves and beside the dream."""
     threads = torch.get_num_threads()
     where = provenance("cpu", threads)
-    blas = f"torch {where['torch']}, NumPy {np.__version__}, OpenBLAS core {blas_core()}"
+    blas = f"torch {where['torch']}, NumPy {np.__version__}, {describe_blas()[0]}"
     click.echo(f"\n{where['date']}, commit {where['commit']}, {where['cpu']}, load {where['load']:.1f}, {blas}")
     click.echo(
         f"Ask and tell at D = {_DIMENSION}, {threads} thread(s); share: of a dream of 16 episodes of 1,000 steps:"

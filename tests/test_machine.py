@@ -1,10 +1,11 @@
-"""CPU counting: affinity and both generations of cgroup limits."""
+"""CPU counting: affinity and both generations of cgroup limits; and the libraries' threads."""
 
 from __future__ import annotations
 
 import os
 
 import pytest
+import torch
 
 from wm_engine import machine
 
@@ -124,3 +125,27 @@ def test_a_cgroup_named_in_other_bytes_than_utf_8(cgroups):
     (cgroups.parent / "membership").write_bytes(b"0::/caf\xe9\n")
     limit_v2(cgroups / os.fsdecode(b"caf\xe9"), "300000 100000")
     assert machine.available_cpus() == 3
+
+
+@pytest.fixture
+def threads_kept():
+    torchs, (_, blas) = torch.get_num_threads(), machine.describe_blas()
+    yield
+    machine.use_threads(blas)
+    torch.set_num_threads(torchs)
+
+
+@pytest.mark.usefixtures("threads_kept")
+def test_threads_are_torchs_and_those_of_numpys_blas(cgroups):
+    for count, threads in ((2, 2), (1, 1), (0, 8), (3, 3)):
+        machine.use_threads(count)
+        assert torch.get_num_threads() == threads
+        assert machine.describe_blas()[1] == threads
+
+
+def test_a_blas_is_named_or_unknown(monkeypatch):
+    name, threads = machine.describe_blas()
+    assert name.split()[0] in ("openblas", "mkl", "blis", "flexiblas")
+    assert threads >= 1
+    monkeypatch.setattr(machine, "threadpool_info", lambda: [{"user_api": "openmp", "num_threads": 4}])
+    assert machine.describe_blas() == ("unknown", 0)

@@ -51,7 +51,9 @@ class Config(Section):
 
     seed: int = Field(0, ge=0, lt=2**32, description="root of every random number of the run")
     iterations: int = Field(1, ge=1, description="rounds of collect, vision, memory, controller, evaluate")
-    threads: int = Field(0, ge=0, description="CPU threads for torch; 0: all that affinity and cgroups allow")
+    threads: int = Field(
+        0, ge=0, description="CPU threads, torch's and NumPy's; 0: all that affinity and cgroups allow"
+    )
     device: str = Field(
         "auto", description="where V and M are trained and dreams run: cpu, cuda, mps; auto takes a GPU"
     )

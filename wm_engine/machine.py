@@ -1,4 +1,4 @@
-"""What this process may use of the machine: CPUs after affinity and container limits."""
+"""What this process may use of the machine: CPUs after affinity and container limits, and libraries' threads."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
@@ -25,8 +26,25 @@ def available_cpus() -> int:
 
 
 def use_threads(count: int) -> None:
-    """Give torch ``count`` threads; 0: one for every CPU this process may keep busy."""
-    torch.set_num_threads(count or available_cpus())
+    """Give torch and NumPy's BLAS ``count`` threads each; 0: one for every CPU this process may keep busy.
+
+    A BLAS by itself knows nothing of quotas, and takes a thread for every CPU that it sees.
+    """
+    threads = count or available_cpus()
+    torch.set_num_threads(threads)
+    threadpool_limits(threads, user_api="blas")
+
+
+def describe_blas() -> tuple[str, int]:
+    """NumPy's BLAS with its version and the CPU it is made for, and how many threads it takes; ("unknown", 0) where the
+    library is none that can be asked (Apple's Accelerate)."""
+    import numpy  # noqa: F401  (is what brings the library into the process)
+
+    for found in threadpool_info():
+        if found["user_api"] == "blas":
+            words = (found["internal_api"], found["version"], found.get("architecture"))
+            return " ".join(word for word in words if word), found["num_threads"]
+    return "unknown", 0
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -24,11 +23,10 @@ from wm_engine.evolve.protocol import (
     held_std,
     rank,
 )
+from wm_engine.machine import describe_blas
 
 _log = logging.getLogger(__name__)
 
-# What says how many threads NumPy's BLAS takes, the first that is there; else it takes as many as there are CPUs.
-_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 _EPSILON = float(np.finfo(np.float64).eps)
 
 
@@ -191,7 +189,7 @@ class PycmaES:
                 _log.warning("pycma: %s; its replay came to the same bits, what follows may not", "; ".join(changes))
             return
         distance = float(((reached["mean"] - tensors["mean"]) / tensors["stds"]).abs().max())
-        why = "; ".join(changes) or "its versions and threads are the same: another CPU, or another BLAS"
+        why = "; ".join(changes) or "its versions and threads are the same: another CPU?"
         raise RunMismatchError(
             f"pycma's search cannot be replayed here: after {self.generation} generations its mean is {distance:.2g} "
             f"standard deviations away from where it was ({why}). Go on as it was made, or delete its checkpoints and "
@@ -200,13 +198,11 @@ class PycmaES:
 
 
 def _surroundings() -> dict[str, Any]:
-    """What the last bits of the package's results follow from, as far as it is known: a BLAS hides its own threads."""
+    """What the last bits of the package's results follow from, as far as it is known."""
     import cma
 
-    named = [os.environ[name] for name in _THREADS if name in os.environ]
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = named[0] if named else str(affinity)
-    return {"cma": cma.__version__, "numpy": np.__version__, "BLAS threads": threads}
+    blas, threads = describe_blas()
+    return {"cma": cma.__version__, "numpy": np.__version__, "BLAS": blas, "BLAS threads": threads}
 
 
 @contextmanager
