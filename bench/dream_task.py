@@ -89,16 +89,8 @@ def drawn_world(seed: int = 0) -> World:
     sizes = (_SPEC.latent, _SPEC.hidden, _SPEC.hidden)
     starts = Starts(*(0.5 * torch.randn(64, size, generator=generator) for size in sizes))
     rules = {"max_steps": 100, "done": "sample"}
-    return World(
-        "an M drawn from a seed",
-        _SPEC.num_params,
-        DreamEngine(m, _SPEC),
-        starts,
-        rules,
-        0.1,
-        (19.0, 19.75, 20.25),
-        4_000_000,
-    )
+    targets, most = (19.0, 19.75, 20.25), 4_000_000
+    return World("an M drawn from a seed", _SPEC.num_params, DreamEngine(m, _SPEC), starts, rules, 0.1, targets, most)
 
 
 # How far a search of the reference's comes, and the shares of its way that are the targets of others.
@@ -109,19 +101,14 @@ _SHARES = (0.5, 0.75, 0.9)
 def recorded_world(root: Path, index: int = 0, features: str | None = None) -> World:
     """The dream of a run's round, under the rules that its C was evolved by, C's ``features`` others where given.
 
-    The targets lie at a half, three quarters and nine tenths of the way that one search of pycma's makes in 60
+    The targets lie at half, three quarters and nine tenths of the way that one search of pycma's makes in 60
     generations, from the return of its first mean to its best one; searches are given up after twice its dream steps.
     Raises as :meth:`RecordedDream.of_run`; ValueError where that search finds nothing better than what it began with.
     """
     run = RecordedDream.of_run(root, index, seed=0)
     settings = run.settings
+    rules = run.rules | {"max_steps": settings.dream_steps}
     spec = run.spec if features is None else replace(run.spec, features=features)
-    rules = {
-        "max_steps": settings.dream_steps,
-        "temperature": settings.temperature,
-        "reward": settings.reward,
-        "done": settings.done,
-    }
     most = _PILOT_GENERATIONS * POPULATION * EPISODES * settings.dream_steps
     name = f"round {index} of {root.name}"
     world = World(name, spec.num_params, DreamEngine(run.m, spec), run.starts, rules, settings.sigma, (), most)

@@ -46,7 +46,7 @@ class Dreams:
         ``nudged``: begins one unit in the last place off. ``generation``: another one, other starts and luck.
         """
         up = torch.tensor(torch.inf)
-        begin, settings = self.run.starts, self.run.settings
+        begin = self.run.starts
         if nudged:
             begin = Starts(torch.nextafter(begin.z, up), begin.h, begin.c)
         fitness = DreamFitness(
@@ -54,10 +54,8 @@ class Dreams:
             begin,
             episodes=self.episodes,
             max_steps=self.steps,
-            temperature=settings.temperature,
-            reward=settings.reward,
-            done=settings.done,
             seed=self.seed,
+            **self.run.rules,
         )
         returns = fitness(params, generation).double().numpy()
         return np.where(np.isfinite(returns).all(axis=1), returns.mean(axis=1), -np.inf)

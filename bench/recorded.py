@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -26,6 +27,11 @@ class RecordedDream:
     params: Tensor
     starts: Starts
     settings: ControllerSettings
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """``temperature``, ``reward`` and ``done``, as :class:`wm_engine.evolve.DreamFitness` takes them."""
+        return {name: getattr(self.settings, name) for name in ("temperature", "reward", "done")}
 
     @classmethod
     def of_run(cls, root: Path, index: int, seed: int) -> RecordedDream:
