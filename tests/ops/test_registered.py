@@ -21,12 +21,13 @@ CORE, REASON = core()
 MIXTURES = ["shared", "per_dim"]
 
 
-def parts(mixture: str, batch: int, latent: int, mixtures: int) -> tuple[torch.Tensor, ...]:
-    """Logits, means, log_stds, as views of a head in float64."""
+def parts(
+    mixture: str, batch: int, latent: int, mixtures: int, dtype: torch.dtype = torch.float64
+) -> tuple[torch.Tensor, ...]:
+    """Logits, means, log_stds, as views of a head, drawn in float64."""
     layout = HeadLayout(latent, mixtures, mixture)
-    head = layout.split(
-        torch.randn(batch, layout.size, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    )
+    whole = torch.randn(batch, layout.size, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    head = layout.split(whole.to(dtype))
     return head.logits, head.means, head.log_stds
 
 
@@ -134,12 +135,17 @@ def test_sample_is_the_oracles(mixture: str, temperature: float, seed: int) -> N
 
 
 @pytest.mark.parametrize("mixture", MIXTURES)
-def test_torch_finds_nothing_wrong_with_the_operators(mixture: str) -> None:
-    rows = tuple(part.detach().contiguous() for part in parts(mixture, 3, 4, 2))
-    target = torch.randn(3, 4, dtype=torch.float64)
-    differentiable = tuple(value.clone().requires_grad_() for value in (*rows, target))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("views", [True, False])
+def test_torch_finds_nothing_wrong_with_the_operators(mixture: str, dtype: torch.dtype, views: bool) -> None:
+    """Views of a head, as M makes them, too: what comes back must lie in memory as the shapes' function says."""
+    rows = parts(mixture, 3, 6, 3, dtype)
+    rows = rows if views else tuple(part.contiguous() for part in rows)
+    assert all(part.is_contiguous() != views for part in rows[1:])
+    target = torch.randn(3, 6, dtype=dtype)
+    differentiable = tuple(value.detach().requires_grad_() for value in (*rows, target))
     torch.library.opcheck(torch.ops.wm_engine.mdn_nll, differentiable)
-    torch.library.opcheck(torch.ops.wm_engine.mdn_nll_backward, (torch.randn(3, dtype=torch.float64), *rows, target))
+    torch.library.opcheck(torch.ops.wm_engine.mdn_nll_backward, (torch.randn(3, dtype=dtype), *rows, target))
     torch.library.opcheck(torch.ops.wm_engine.mdn_sample, (*rows, torch.randint(0, 9, (3, 3)), 1, 0.8))
 
 

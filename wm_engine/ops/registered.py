@@ -77,7 +77,7 @@ def mdn_sample(
 @torch.library.custom_op("wm_engine::mdn_nll", mutates_args=())
 def _nll(logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor) -> Tensor:
     check_heads(logits, means, log_stds, target=target)
-    return mdn.mdn_nll(logits, means, log_stds, target)
+    return mdn.mdn_nll(logits, means, log_stds, target).contiguous()
 
 
 @_nll.register_fake
@@ -104,7 +104,10 @@ def _reference_gradients(
     to_logits = scale * torch.softmax(logits, dim=-1) - weight
     to_means = -weight * standard * precision
     to_log_stds = torch.where(log_stds == clamped, weight * (1.0 - standard * standard), 0.0)
-    return to_logits, to_means, to_log_stds, -to_means.sum(dim=-1)
+    found = (to_logits, to_means, to_log_stds, -to_means.sum(dim=-1))
+    # Of a head's views, they lie in memory as those do: not as the functions that make shapes alone say.
+    to_logits, to_means, to_log_stds, to_target = (gradient.contiguous() for gradient in found)
+    return to_logits, to_means, to_log_stds, to_target
 
 
 @torch.library.custom_op("wm_engine::mdn_nll_backward", mutates_args=())
@@ -156,7 +159,7 @@ def _reference_sample(
     places = (counters[:, word, None].expand(shape) for word in range(3))
     words = philox_torch(torch.stack([blocks.expand(shape), *places], dim=-1), seed % (1 << 64))
     normals, uniforms, _ = numbers(words, latent, mixture, means.dtype)
-    return mdn.mdn_sample(logits, means, log_stds, uniforms, normals, temperature)
+    return mdn.mdn_sample(logits, means, log_stds, uniforms, normals, temperature).contiguous()
 
 
 @torch.library.custom_op("wm_engine::mdn_sample", mutates_args=())
@@ -176,7 +179,7 @@ def _nll_cpu(logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor) ->
     check_heads(logits, means, log_stds, target=target)
     native = _core_for(logits, means, log_stds, target)
     if native is None:
-        return mdn.mdn_nll(logits, means, log_stds, target)
+        return mdn.mdn_nll(logits, means, log_stds, target).contiguous()
     out = target.new_empty(target.shape[0])
     native.mdn_nll(*_arrays(logits, means, log_stds, target, out), num_threads=torch.get_num_threads())
     return out
@@ -225,7 +228,7 @@ def _nll_cuda(logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor) -
     check_heads(logits, means, log_stds, target=target)
     fused = _triton_for(means)
     if fused is None:
-        return mdn.mdn_nll(logits, means, log_stds, target)
+        return mdn.mdn_nll(logits, means, log_stds, target).contiguous()
     return fused.nll(logits, means, log_stds, target)
 
 
