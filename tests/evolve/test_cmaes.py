@@ -310,9 +310,10 @@ def test_a_covariance_that_loses_definiteness_is_mended_and_logged(caplog: pytes
 
 @pytest.mark.parametrize("scale", [1e-150, 1e150])
 def test_a_diagonal_at_the_end_of_its_range_is_held_and_logged(scale: float, caplog: pytest.LogCaptureFixture) -> None:
+    """The range is that of one scale to the others: one for all is the step size's."""
     tensors, values = BatchedCMAES(torch.zeros(4), 0.5, 12, variant="separable").state()
-    planted = torch.full((4,), scale, dtype=torch.float64)
-    optimizer = BatchedCMAES.from_state(tensors | {"shape.stds": planted}, values | {"sigma": 0.5 / scale})
+    planted = torch.tensor([scale, 1.0, scale, 1.0], dtype=torch.float64)
+    optimizer = BatchedCMAES.from_state(tensors | {"shape.stds": planted}, values | {"sigma": 0.5 / max(scale, 1.0)})
     with caplog.at_level(logging.WARNING):
         for _ in range(20):
             optimizer.ask()
@@ -320,6 +321,37 @@ def test_a_diagonal_at_the_end_of_its_range_is_held_and_logged(scale: float, cap
     assert "scales are held" in caplog.text
     assert torch.isfinite(optimizer.ask()).all()
     assert 1e-3 < float((optimizer.ask() - optimizer.mean).std(dim=0).max()) < 10.0
+
+
+def test_a_search_that_has_come_to_its_end_finds_what_has_moved_since() -> None:
+    """The covariance goes on shrinking while the step size is held: by now L is far below float32's least number."""
+    optimizer = BatchedCMAES(torch.zeros(6), 0.5, 48)
+    for _ in range(2500):
+        optimizer.tell(-(optimizer.ask() ** 2).sum(dim=1))
+    assert float((optimizer.ask() - optimizer.mean).abs().max()) > 0.0
+    found = optimizer.distribution
+    begun = BatchedCMAES(found.mean, found.sigma, 48, 1, factor=found.factor)  # and what it has come to is a beginning
+    for search in (optimizer, begun):
+        assert float(sphere(climb(search, 400, sphere).mean[None] - 1.0)) < 1e-12
+
+
+@pytest.mark.parametrize("variant", ["full", "separable"])
+@pytest.mark.parametrize("power", [-160, 160])
+def test_a_scale_may_stand_in_the_factor_or_in_the_step_size(variant: str, power: int) -> None:
+    tensors, values = climb(BatchedCMAES(torch.zeros(5), 0.5, 12, variant=variant), 20, sphere).state()
+    scale = 2.0**power
+    name = "shape.stds" if variant == "separable" else "shape.factor"
+    moved = {key: scale * value if key in (name, "path", "shift") else value for key, value in tensors.items()}
+    plain = BatchedCMAES.from_state(tensors, values)
+    other = BatchedCMAES.from_state(moved, values | {"sigma": values["sigma"] / scale})
+    for _ in range(3):
+        assert torch.equal(climb(other, 1, sphere).ask(), climb(plain, 1, sphere).ask())
+    factor = plain.distribution.factor
+    assert factor is not None
+    sigma, beyond = (1e30, 1e-46) if power < 0 else (1e-30, 1e46)  # float32's range
+    begun = BatchedCMAES(torch.zeros(5), sigma, 400, variant=variant, factor=beyond * factor)
+    stds = begun.ask().std(dim=0) / torch.linalg.vector_norm(factor.reshape(5, -1), dim=1) / (sigma * beyond)
+    assert stds.tolist() == pytest.approx([1.0] * 5, rel=0.2)
 
 
 def test_an_indefinite_update_is_lost_and_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -38,6 +38,7 @@ from wm_engine.evolve.protocol import (
     derive_seed,
     held_std,
     rank,
+    surplus,
 )
 
 _log = logging.getLogger(__name__)
@@ -137,6 +138,10 @@ class _Shape(Protocol):
         """The largest standard deviation of a coordinate, less σ."""
         ...
 
+    def shrink(self, scale: float) -> None:
+        """L ← L / scale, a power of two."""
+        ...
+
     def factor(self) -> Tensor:
         """L, [D, D] or, where it is diagonal, [D]."""
         ...
@@ -149,12 +154,11 @@ class _Shape(Protocol):
 class _FullShape:
     def __init__(self, factor: Tensor, gap: int, pending: Tensor | None = None, waiting: int = 0) -> None:
         self._gap = gap
+        self._pending, self._waiting = _identity_like(factor) if pending is None else pending, waiting
         self._set(factor)
-        if pending is not None:
-            self._pending, self._waiting = pending, waiting
 
     def _set(self, factor: Tensor) -> None:
-        self._factor, self._pending, self._waiting = factor, _identity_like(factor), 0
+        self._factor = factor
         narrow = _greatest_row(factor) <= _FLOAT32_STRETCH * float(factor.diagonal().min())
         self._steps_factor = factor.float() if narrow else factor
 
@@ -185,16 +189,22 @@ class _FullShape:
         update, factor = _cholesky(self._pending), torch.zeros_like(self._factor)
         for first, last in _blocks(len(factor)):
             _product(self._factor[first:, first:], update[first:, first:last], out=factor[first:, first:last])
-        within = float(factor.diagonal().min()) >= _LEAST_AXIS and _greatest_row(factor) <= _GREATEST_AXIS
+        greatest = _greatest_row(factor)
+        within = float(factor.diagonal().min()) >= _LEAST_AXIS and greatest <= _GREATEST_AXIS
         if not within:
-            _log.warning("CMA-ES: the covariance left floating-point range; it begins anew, as round as it was large")
-            axes = factor.diagonal().nan_to_num(nan=1.0).clamp(_LEAST_AXIS, _GREATEST_AXIS)
-            factor = axes.log().mean().exp() * _identity_like(factor)
+            _log.warning(
+                "CMA-ES: the covariance left floating-point range; it begins anew as a sphere, as wide as it was"
+            )
+            factor = (min(greatest, _GREATEST_AXIS) if greatest > 0.0 else 1.0) * _identity_like(factor)
+        self._pending, self._waiting = _identity_like(factor), 0
         self._set(factor)
         return within
 
     def greatest_std(self) -> float:
         return _greatest_row(self._factor)
+
+    def shrink(self, scale: float) -> None:
+        self._set(self._factor / scale)
 
     def factor(self) -> Tensor:
         return self._factor
@@ -270,6 +280,9 @@ class _DiagonalShape:
     def greatest_std(self) -> float:
         return float(self._stds.max())
 
+    def shrink(self, scale: float) -> None:
+        self._stds = self._stds / scale
+
     def factor(self) -> Tensor:
         return self._stds
 
@@ -326,6 +339,7 @@ class BatchedCMAES:
             self._shape = _DiagonalShape(first)
         else:
             self._shape = _FullShape(first.diag() if first.dim() == 1 else first, self._parameters.gap)
+        self._first_sigma *= self._balance(self._shape.greatest_std())
         self._noise: Tensor | None = None
         self.last_ranking: Ranking | None = None
 
@@ -351,7 +365,7 @@ class BatchedCMAES:
 
     @property
     def distribution(self) -> Distribution:
-        return Distribution(self.mean.cpu(), self._sigma, self._shape.factor().cpu().clone())
+        return Distribution.balanced(self.mean.cpu(), self._sigma, self._shape.factor().cpu().clone())
 
     def ask(self) -> Tensor:
         if self._noise is None:
@@ -414,10 +428,24 @@ class BatchedCMAES:
             expected = math.sqrt(D) * (1 - 1 / (4 * D) + 1 / (21 * D**2))
             self._sigma *= math.exp(min(1.0, p.cs / p.damps * (path_length / expected - 1)))
 
-        spread = self._sigma * self._shape.greatest_std()
+        greatest = self._shape.greatest_std()
+        spread = self._sigma * greatest
         held = held_std(spread, self._first_sigma)
         if held != spread:
-            self._sigma = held / self._shape.greatest_std()
+            self._sigma = held / greatest
+        self._balance(greatest)
+
+    def _balance(self, greatest: float) -> float:
+        """Let σ take over what L's longest row has of more than 2^±40, and give that power of two back.
+
+        A search that is done goes on shrinking C while σ is held, and float32 steps of a factor below 1e-38 are zero.
+        """
+        scale = surplus(greatest, bits=40)
+        if scale != 1.0:
+            self._shape.shrink(scale)
+            self._sigma *= scale
+            self._path, self._shift = self._path / scale, self._shift / scale
+        return scale
 
     def state(self) -> State:
         tensors = {"mean": self._mean, "sigma_path": self._sigma_path, "path": self._path, "shift": self._shift}
@@ -452,4 +480,5 @@ class BatchedCMAES:
             restored._shape = _FullShape(
                 parts["shape.factor"], restored._parameters.gap, parts.get("shape.pending"), waiting
             )
+        restored._balance(restored._shape.greatest_std())
         return restored

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -88,11 +89,20 @@ class Distribution:
 
     mean : float64 [D]; sigma : the step size
     factor : L, float64: [D, D] lower triangular, [D] the diagonal of a diagonal one, or None for the identity
+
+    Searches drift along σ·s and L/s, which say the same: as they give it away, L's longest row is within 2^±8, so that
+    σ is within what another search may begin with.
     """
 
     mean: Tensor
     sigma: float
     factor: Tensor | None = None
+
+    @classmethod
+    def balanced(cls, mean: Tensor, sigma: float, factor: Tensor) -> Distribution:
+        """The same with a longest row within 2^±8."""
+        scale = surplus(float(torch.linalg.vector_norm(factor.reshape(len(factor), -1), dim=1).max()), bits=8)
+        return cls(mean, sigma * scale, factor / scale)
 
     def tensors(self) -> dict[str, Tensor]:
         """The arrays by name; :meth:`of` reads them back."""
@@ -207,6 +217,17 @@ def held_std(std: float, first_sigma: float) -> float:
         return std
     _log.warning("CMA-ES: the largest standard deviation, %g, is held within [%g, %g]", std, least, greatest)
     return least if std < least else greatest
+
+
+def surplus(length: float, bits: int) -> float:
+    """The power of two nearest to ``length``, where that is beyond 2^±bits; else 1.
+
+    A factor of a distribution may be divided by it, and its step size multiplied, without a change of any bit drawn.
+    """
+    if not 0.0 < length < math.inf:
+        return 1.0
+    power = math.frexp(length)[1]
+    return 1.0 if abs(power) <= bits else math.ldexp(1.0, power)
 
 
 def derive_seed(seed: int, *words: str | int) -> int:

@@ -98,7 +98,7 @@ class PycmaES:
         factor = upper.T * torch.where(upper.diagonal() < 0, -1.0, 1.0)
         if self._factor is not None:
             factor = self._factor[:, None] * factor if self._factor.dim() == 1 else self._factor @ factor
-        return Distribution(self.mean, self.sigma, factor)
+        return Distribution.balanced(self.mean, self.sigma, factor)
 
     def _from_sampler(self) -> Tensor:
         """What takes the coordinates that the package samples in, as covariance, to those of its candidates, [D, D].
