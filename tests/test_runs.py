@@ -161,6 +161,15 @@ def test_checkpoints_give_back_the_newest_and_keep_few(tmp_path):
     assert checkpoints.latest() is None
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_checkpoint_takes_no_good_ones_place(tmp_path, keep):
+    checkpoints = Checkpoints(tmp_path, keep=keep)
+    (tmp_path / "00000050.safetensors").write_bytes(b"damaged")
+    for step in (11, 12, 13):
+        checkpoints.save(step, {"w": torch.zeros(1)}, {})
+    assert [int(path.stem) for path in sorted(tmp_path.iterdir())] == [12, 13][-keep:]
+
+
 def test_checkpoints_that_keep_none_are_refused(tmp_path):
     with pytest.raises(ValueError, match="keep must be at least 1, but was 0"):
         Checkpoints(tmp_path, keep=0)

@@ -11,6 +11,7 @@ from wm_engine.config import Config, flatten, make_config
 from wm_engine.controller import ControllerSpec, save_controller
 from wm_engine.errors import ConfigError, MissingStageError, RunMismatchError
 from wm_engine.evolve import ControllerResult, Distribution
+from wm_engine.memory.model import MDNRNN
 from wm_engine.pipeline import drop_episodes, run_pipeline
 from wm_engine.records import Recorder
 from wm_engine.rollouts import RolloutStore
@@ -77,6 +78,27 @@ def test_an_evolving_population_collects_whole_generations(tmp_path):
         wanted = [stages._episodes_wanted(Round(RunFolder(tmp_path), index, config, recorder)) for index in (0, 1)]
     assert wanted == [5, 16]
     assert not Manifest(tmp_path / "manifest.json").path.exists()
+
+
+def test_an_evolving_population_drives_in_the_collections_waves(tmp_path, monkeypatch):
+    """Of which each of a cluster's actors takes one."""
+    folder = RunFolder(tmp_path).iteration(0)
+    m, spec = MDNRNN(2, 3, hidden=4, mixtures=2), ControllerSpec(2, 4, 3, squash="tanh")
+    VAE(2).save(folder.vision)
+    m.save(folder.memory)
+    save_controller(folder.controller, spec, torch.zeros(spec.num_params))
+    made = []
+
+    def fitness(*arguments, **options):
+        made.append(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "RealFitness", fitness)
+    config = config_of(collect={"policy": "evolve"}, env={"num_envs": 7})
+    with Recorder(tmp_path / "metrics") as recorder, pytest.raises(KeyboardInterrupt):
+        BY_NAME["collect"].work(Round(RunFolder(tmp_path), 1, config, recorder))
+    assert made[0]["lanes"] == 7
+    assert "env.num_envs" in dict(flatten(BY_NAME["collect"].settings(config, 1)))
 
 
 @pytest.mark.parametrize(

@@ -235,12 +235,17 @@ class Checkpoints:
         self.keep = check_int("keep", keep, least=1)
 
     def save(self, step: int, tensors: Mapping[str, Tensor | np.ndarray], state: Mapping[str, Any]) -> None:
-        """Write the checkpoint of ``step`` atomically, then delete all but the newest ``keep``."""
+        """Write the checkpoint of ``step`` atomically, then delete all but the newest ``keep`` up to it.
+
+        Later ones are of a line that was given up, damaged: kept, they would take the places of good ones.
+        """
         text = json.dumps(dict(state), sort_keys=True)
         header = {"step": str(step), "state": text, "state_sha256": _state_digest(str(step), text)}
         save_tensors(self._path(step), tensors, header)
-        for old in self._paths()[: -self.keep]:
-            old.unlink(missing_ok=True)
+        kept = [path for path in self._paths() if int(path.stem) <= step][-self.keep :]
+        for path in self._paths():
+            if path not in kept:
+                path.unlink(missing_ok=True)
 
     def latest(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         """The newest checkpoint as (step, tensors, state); None where there is none.

@@ -187,6 +187,7 @@ def _collect_by_evolution(current: Round, store: RolloutStore) -> None:
         spec,
         max_steps=settings.max_steps,
         patience=settings.patience,
+        lanes=current.config.env.num_envs,
         seed=current.seed("collect"),
         device=current.device,
         precision=current.config.vision.precision,

@@ -39,7 +39,7 @@ class Killed(BaseException):
 class Hill:
     """Returns that fall off with the distance from ``peak``, with noise common to a generation's candidates."""
 
-    unit, device = "steps", torch.device("cpu")
+    unit, backend, device = "steps", "cpp", torch.device("cpu")
 
     def __init__(
         self, peak: float, spoil: Callable[[Tensor, int], Tensor] = lambda returns, generation: returns
@@ -203,6 +203,16 @@ def test_another_training_is_refused_with_the_difference(tmp_path: Path) -> None
         train(tmp_path, settings=settings(sigma=0.4), dream=Hill(1.0), identity={"memory": "a1"})
     with pytest.raises(RunMismatchError, match=r"identity\.memory was 'a1' and is now 'b2'"):
         train(tmp_path, dream=Hill(1.0), identity={"memory": "b2"})
+
+
+def test_other_backends_are_refused(tmp_path: Path) -> None:
+    """What "auto" comes to may be another one where a run goes on, or with a cluster."""
+    hill, other = Hill(1.0), Hill(1.0)
+    hill.killed_at, other.backend = 3, "torch"
+    with pytest.raises(Killed):
+        train(tmp_path, dream=hill)
+    with pytest.raises(RunMismatchError, match=r"backend\.dream was 'cpp' and is now 'torch'"):
+        train(tmp_path, dream=other)
 
 
 def test_another_beginning_is_refused(tmp_path: Path) -> None:
@@ -414,7 +424,7 @@ class Racetrack:
 
     def __init__(self, world: World, meet: Callable[[int, int], None] = lambda generation, round_: None) -> None:
         self._engine, self._meet = DreamEngine(world.m, world.spec, backend="torch"), meet
-        self.device = self._engine.device
+        self.device, self.backend = self._engine.device, self._engine.backend
         self.rounds: list[list[int]] = []
 
     def rollout(self, params: Tensor, *arguments: Any, **plan: Any) -> DreamOutput:

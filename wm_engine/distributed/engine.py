@@ -76,7 +76,7 @@ class FleetEngine:
 
     def __init__(self, recipe: DreamRecipe, fleet: Fleet, device: str | torch.device = "cpu") -> None:
         self._recipe, self._fleet = recipe, fleet
-        self.controller, self.device = recipe.spec, torch.device(device)
+        self.controller, self.device, self.backend = recipe.spec, torch.device(device), recipe.backend
 
     def rollout(self, params: Tensor, starts: Starts, first_candidate: int = 0, **plan: Any) -> DreamOutput:
         """See :meth:`wm_engine.dream.DreamEngine.rollout`; shards and answers travel by way of the CPU."""

@@ -18,7 +18,7 @@ from wm_engine.checks import check_int
 from wm_engine.collect import track_seeds
 from wm_engine.controller import ControllerSpec
 from wm_engine.dream.types import DreamOutput, Starts
-from wm_engine.envs import EnvSettings
+from wm_engine.envs import EnvSettings, choose_backend
 from wm_engine.evolve.protocol import derive_seed
 from wm_engine.evolve.racing import Race, race_rounds
 from wm_engine.fleet import Fleet
@@ -32,12 +32,18 @@ BEGIN, CHOOSE, SCORE = "begin", "choose", "score"
 
 
 class Fitness(Protocol):
-    """Returns of a population. ``unit`` names what ``steps``, the work done so far, counts; candidates that are on
-    ``device`` already travel least. A fitness that fills in some returns may have ``dreamt``: which of the latest
-    call's it did not, bool [P, E], or None where it filled in none."""
+    """Returns of a population.
+
+    ``unit`` names what ``steps``, the work done so far, counts. ``backend`` computes the returns; another one gives
+    other bits. Candidates that are on ``device`` already travel least. A fitness that fills in some returns may have
+    ``dreamt``: which of the latest call's it did not, bool [P, E], or None where it filled in none.
+    """
 
     unit: str
     steps: int
+
+    @property
+    def backend(self) -> str: ...
 
     @property
     def device(self) -> torch.device: ...
@@ -52,7 +58,9 @@ class Fitness(Protocol):
 
 
 class Dreamer(Protocol):
-    """What dreams on ``device``: a :class:`wm_engine.dream.engine.DreamEngine`, or a fleet of them."""
+    """What dreams on ``device`` by ``backend``: a :class:`wm_engine.dream.engine.DreamEngine`, or a fleet of them."""
+
+    backend: str
 
     @property
     def device(self) -> torch.device: ...
@@ -106,6 +114,11 @@ class DreamFitness:
         self._temperature, self._reward, self._done = temperature, reward, done
         self.steps = 0
         self.dreamt: Tensor | None = None
+
+    @property
+    def backend(self) -> str:
+        """The engine's."""
+        return self._engine.backend
 
     @property
     def device(self) -> torch.device:
@@ -199,6 +212,7 @@ class RealFitness:
     ) -> None:
         agent = Agent(vae, mdnrnn, spec, torch.zeros(1, spec.num_params), device, precision)
         self._crews = Crews(env_settings, agent, fleet)
+        self.backend = choose_backend(env_settings)
         self._episodes = check_int("episodes", episodes, least=1)
         self._max_steps = check_int("max_steps", max_steps, least=1)
         self._final_steps = self._max_steps if final_steps is None else check_int("final_steps", final_steps, least=1)

@@ -221,9 +221,9 @@ def train_controller(
 
     Raises ValueError where a needed fitness is missing or the optimiser cannot live on the device that the settings
     name, or a fitness returns something else than [P, E]; RunMismatchError where the checkpoints belong to a training
-    with other settings, another beginning or with its optimiser on another kind of device, or cannot be gone on with
-    to the bit (:class:`wm_engine.evolve.pycma.PycmaES`); WMEngineError where generation after generation, or a whole
-    phase, has no finite return, or no finalist of a phase does.
+    with other settings, another beginning, other backends or its optimiser on another kind of device, or cannot be gone
+    on with to the bit (:class:`wm_engine.evolve.pycma.PycmaES`); WMEngineError where generation after generation, or a
+    whole phase, has no finite return, or no finalist of a phase does.
     """
     fitnesses = {"dream": dream, "real": real}
     phases = [_phase(settings, name, spec, fitnesses[name]) for name in settings.train_in.split("_then_")]
@@ -234,8 +234,14 @@ def train_controller(
     begin = replace(initial, mean=start.detach().cpu().double())
     # Other kinds of device draw other candidates.
     devices = {phase.name: phase.device.type for phase in phases}
+    backends = {phase.name: phase.fitness.backend for phase in phases}
     key = {"settings": settings.identity(), "seed": seed, "iteration": iteration, "identity": dict(identity or {})}
-    key |= {"optimizer_device": devices, "rng_version": RNG_VERSION, "initial": tensors_fingerprint(begin.tensors())}
+    key |= {
+        "optimizer_device": devices,
+        "backend": backends,
+        "rng_version": RNG_VERSION,
+        "initial": tensors_fingerprint(begin.tensors()),
+    }
     training = _Training(settings, phases, begin, seed, iteration, key, checkpoints, recorder)
     training.run()
     return training.result(fitnesses, spec)
