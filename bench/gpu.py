@@ -52,7 +52,6 @@ _STANDARD_ERRORS = 3.0
 _CHECKED = 64
 _YARDSTICK = "torch fp32"
 _NO_TIME = "no time was left"
-_BATCH = 1 << 19
 
 
 def synchronize() -> None:
@@ -235,7 +234,7 @@ class Mixture:
         return 4 * sum(part[0].numel() for part in self.parts)
 
 
-Operator = tuple[Callable[[], Any], Callable[[], Any], int]
+Operator = tuple[Callable[[], Any], Callable[[], Any], float]
 """A checked operator, torch in its place, and the bytes a row that must move."""
 
 
@@ -256,9 +255,8 @@ def _loss(on: Mixture) -> Operator:
 
 
 def _sample(on: Mixture) -> Operator:
-    """Of a shared mixture's means and log standard deviations a draw needs the chosen component's alone.
-
-    Of per_dim's, whose components lie side by side, it needs every sector of memory.
+    """Of a shared mixture's means and log standard deviations a draw needs the chosen component's alone: the sectors of
+    memory that they lie in. Of per_dim's, whose components lie side by side, it needs every one.
     """
     batch, needed = len(on.target), 4 * 32
     counters = torch.zeros(batch, 3, dtype=torch.int64, device=DEVICE)
@@ -273,7 +271,7 @@ def _sample(on: Mixture) -> Operator:
 
     check_draws(f"sample {on.name}", registered.mdn_sample(*few, counters[: len(few[0])], 1, 1.0), reference)
     normals, uniforms = torch.randn_like(on.target), torch.rand(batch, on.layout.choices, device=DEVICE)
-    drawn = 4 * 5 + 2 * needed if on.name == "shared" else on.read
+    drawn = _sectors(on.layout) if on.name == "shared" else on.read
     return (
         lambda: registered.mdn_sample(*on.parts, counters, 1, 1.0),
         lambda: mdn.mdn_sample(*on.parts, uniforms, normals, 1.0),
@@ -281,8 +279,24 @@ def _sample(on: Mixture) -> Operator:
     )
 
 
+def _sectors(layout: HeadLayout, rows: int = 4096, seed: int = 0) -> float:
+    """Bytes a row of the sectors that a draw reads, the components chosen evenly: rows and components begin anywhere in
+    them."""
+    places = layout.split(torch.arange(rows * layout.size).view(rows, layout.size))
+    numbers = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(layout.mixtures, (rows, 1, 1), generator=numbers).expand(rows, layout.latent, 1)
+    read = [places.logits, places.means.gather(-1, chosen), places.log_stds.gather(-1, chosen)]
+    floats = torch.cat([part.flatten() for part in read])
+    return _SECTOR * len((4 * floats // _SECTOR).unique()) / rows
+
+
 OPERATORS: dict[str, Callable[[Mixture], Operator]] = {"nll forward and backward": _loss, "sample": _sample}
 """The mixture's operators, by name: each function checks one and says what is to be timed."""
+
+
+# Rows. A launch must take the device longer than the host: a draw is soon done.
+_BATCHES = {"nll forward and backward": 1 << 19, "sample": 1 << 21}
+_SECTOR = 32  # bytes, the least that a GPU reads of its memory
 
 
 def mixture_speed(op: str, mixture: str, limits: dict[str, float], batch: int) -> dict[str, Any]:
@@ -431,7 +445,7 @@ def measure(
         for mixture in mdn.MIXTURES:
             for op in OPERATORS:
                 row = {"op": op, "mixture": mixture}
-                put(row | tried(mixture_speed, op, mixture, result["ceilings"], _BATCH), "mixture")
+                put(row | tried(mixture_speed, op, mixture, result["ceilings"], _BATCHES[op]), "mixture")
         put(tried(million), "million")
     for first in (True, False):
         for size in hidden:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from .operator_bytes import arguments, operator_bytes
 from .rivals import Rival
 from .roofs import Roofs
 from .workload import Setup
+
+_A_CALL = re.compile("(cuda|cu|hip)[A-Z]")  # of the GPU's own interface
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,9 @@ def kernels(events: Iterable[Any], moved: Mapping[int, int]) -> dict[Key, Tally]
     """The kernels' time on the device, of a profiler's events on a GPU.
 
     What an operator computes and moves is done by all the kernels that one call of it launches, which therefore stand
-    together. Of kernels that no operator launched (those of graphs, and of Triton) nothing is known here.
+    together. Of kernels that no operator launched (those of graphs, and of Triton) nothing is known here. Calls of the
+    GPU's own interface are events too, with numbers that may be those of operators: torch then gives them kernels that
+    they did not launch.
     """
     tallies: dict[Key, Tally] = defaultdict(Tally)
     # Every kernel is an event of its own, too, which does not say in all versions of torch which operator it is of.
@@ -167,7 +172,7 @@ def kernels(events: Iterable[Any], moved: Mapping[int, int]) -> dict[Key, Tally]
     for event in events:
         if event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False):
             alone[event.name].add(event.time_range.elapsed_us(), None, None)
-        elif event.device_type == DeviceType.CPU:
+        elif event.device_type == DeviceType.CPU and not _A_CALL.match(event.name):
             launched = [kernel for kernel in event.kernels if kernel.name not in DREAM_KERNELS]
             for kernel in launched:
                 alone[kernel.name].calls -= 1

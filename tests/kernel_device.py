@@ -22,3 +22,6 @@ def device_of(backend: str) -> torch.device:
 needs_device = pytest.mark.skipif(
     DEVICE.type == "cuda" and not torch.cuda.is_available(), reason="no GPU, and TRITON_INTERPRET is off"
 )
+needs_interpreter = pytest.mark.skipif(
+    kernels.missing() is None and not kernels.interpreted(), reason="the interpreter alone runs kernels on the CPU"
+)

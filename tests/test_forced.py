@@ -9,10 +9,11 @@ from typing import Any
 import checker
 import pytest
 import torch
+from kernel_device import needs_interpreter
 from oracle import Oracle
 from torch import Tensor
 
-from wm_engine import Starts, kernels
+from wm_engine import Starts
 from wm_engine.bench import gpu
 from wm_engine.bench.check import WrongResultError
 from wm_engine.bench.forced import FLOORS, check_steps, forced
@@ -75,7 +76,7 @@ def test_every_backend_here_is_right_to_rounding(mixture: str) -> None:
     assert {"torch fp32", "torch bf16", "torch fp16"} <= set(names)
 
 
-@pytest.mark.skipif(not kernels.interpreted(), reason="the interpreter alone runs kernels on the CPU")
+@needs_interpreter
 @pytest.mark.parametrize("place", [0, 1], ids=["persistent", "steps"])
 def test_both_forms_of_the_kernels_are_right_to_rounding(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton", minversion="3.2", reason="Triton is not installed")

@@ -197,6 +197,8 @@ EVENTS = [
     event("aten::copy_", 9, 9.0, kernels=(("Memcpy HtoD (Pageable -> Device)", 3.0),)),
     event("aten::nonsense", 10, 9.0, kernels=(("elementwise", 6.0),)),
     event("cudaGraphLaunch", 11, 9.0, kernels=(("advance_kernel", 20.0),)),
+    event("cudaLaunchKernel", 7, 3.0, kernels=(("gemm", 4.0), ("splitKreduce", 1.0))),  # by its number alone
+    event("cuLaunchKernelEx", 8, 3.0, kernels=(("elementwise", 2.0),)),
     event("gemm", 0, 4.0),
     event("gemm", 0, 4.0),
     event("splitKreduce", 0, 1.0),

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from kernel_device import needs_interpreter
 from world import World
 
-from wm_engine import MDNRNN, ControllerSpec, kernels
+from wm_engine import MDNRNN, ControllerSpec
 from wm_engine.dream import crossover as module
 from wm_engine.dream import triton_backend
 from wm_engine.dream.crossover import SIZES, cache_file, crossover
@@ -86,10 +87,9 @@ def test_the_users_cache_folder_is_the_default(monkeypatch: pytest.MonkeyPatch) 
     assert cache_file() == Path("/home/user/.cache/wm_engine/crossovers.json")
 
 
+@needs_interpreter
 def test_an_answer_is_kept_for_one_device_versions_and_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     triton = pytest.importorskip("triton", minversion="3.2", reason="Triton is not installed")
-    if not kernels.interpreted():
-        pytest.skip("the interpreter alone runs kernels on the CPU")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     cpu, cases = torch.device("cpu"), [(32, "fp32"), (32, "bf16"), (64, "bf16")]
     keys = {TritonBackend(MDNRNN(hidden=h), ControllerSpec(hidden=h), cpu, precision)._key() for h, precision in cases}
@@ -111,6 +111,7 @@ def test_threads_that_ask_at_once_get_one_answer() -> None:
     assert measured == ["persistent", "steps"]
 
 
+@needs_interpreter
 @pytest.mark.parametrize("mixture", ["shared", "per_dim"])
 def test_dreams_that_are_measured_do_not_end_early(mixture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
@@ -125,6 +126,7 @@ def test_dreams_that_are_measured_do_not_end_early(mixture: str, monkeypatch: py
     assert tasks[0].lengths.tolist() == [3] * 16
 
 
+@needs_interpreter
 def test_what_was_measured_elsewhere_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     world = World()

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_device import needs_interpreter
 from world import World
 
-from wm_engine import DreamEngine, kernels
+from wm_engine import DreamEngine
 from wm_engine.dream import engine
 from wm_engine.dream.triton_backend import TritonBackend
 from wm_engine.errors import DeviceLimitError
@@ -20,7 +21,7 @@ import triton
 
 from wm_engine.kernels import launch
 
-pytestmark = pytest.mark.skipif(not kernels.interpreted(), reason="the interpreter alone runs kernels on the CPU")
+pytestmark = needs_interpreter
 
 PLAN: dict[str, Any] = {"episodes": 2, "max_steps": 3, "seed": 3, "record": True}
 REFUSALS = {

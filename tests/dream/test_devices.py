@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_device import needs_interpreter
 from torch.utils._python_dispatch import TorchDispatchMode
 from world import World
 
@@ -98,6 +99,7 @@ def test_a_gpu_that_this_triton_cannot_compile_for_is_named(monkeypatch: pytest.
     assert kernels.missing() is None
 
 
+@needs_interpreter
 def test_the_interpreter_takes_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     world, gpu = World(), torch.device("cuda")
@@ -150,6 +152,7 @@ def test_no_memory_for_the_weights_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         DreamEngine(world.m, world.spec, backend="torch")
 
 
+@needs_interpreter
 def test_no_memory_to_measure_with_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
 

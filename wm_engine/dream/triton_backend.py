@@ -93,7 +93,8 @@ class TritonBackend:
         one = torch.empty(1, c.num_params, device="meta")
         self._packed_candidate = shape.pack(self._model, c.layers(one))
 
-    @torch.inference_mode()
+    # Not inference_mode: before torch 2.11 a graph captured there spoils all that are captured outside it later.
+    @torch.no_grad()
     def rollout(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
         """See :class:`wm_engine.dream.types.Backend`. DeviceLimitError where a kernel does not fit the device."""
         try:
@@ -168,7 +169,7 @@ class TritonBackend:
                 raise
             return {}  # a form does not fit the device, which the first rollout finds out too
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _crossover(self, key: str) -> int:
         return self._crossovers.get(key) or crossover(key, self._seconds)
 

@@ -295,7 +295,8 @@ class BatchedCMAES:
 
     Parameters
     ----------
-    x0 : [D], the first mean; sigma : the first step size; popsize : P, at least 4
+    x0 : [D], the first mean; sigma : the first step size; popsize : P, at least 4. With 4 or 5 the package draws
+        mirrored pairs, which this does not: it then needs some 1.5 times the evaluations
     seed : generation g draws from a generator keyed with ``derive_seed(seed, "cmaes", g)``
     variant : "full" | "separable" (a diagonal C, memory O(P·D)) | "auto": separable above 5,000 dimensions
     device : the CPU or a CUDA GPU; the state lives there, and ``ask`` leaves the candidates there. The noise is drawn
