@@ -143,6 +143,7 @@ PROBLEMS = (
     Problem(rotated_ellipsoid, 10, 10, 1.0, 0.5, 1e-8, 40_000),
     Problem(rosenbrock, 10, 10, 0.0, 0.2, 1e-8, 40_000),
     Problem(rastrigin, 10, 300, 3.0, 2.0, 1e-8, 60_000),
+    Problem(rastrigin, 10, 1000, 3.0, 2.0, 1e-8, 200_000),  # large enough to miss most of the holes
     Problem(ellipsoid, 10, 256, 1.0, 0.5, 1e-8, 80_000),
     Problem(ellipsoid, 10, 10, 1.0, 0.5, 1e-8, 40_000, power=14),
     Problem(rotated_ellipsoid, 10, 10, 1.0, 0.5, 1e-8, 40_000, power=14),
@@ -161,6 +162,10 @@ PROBLEMS = (
     Problem(ellipsoid, _DIMENSION, 64, 1.0, 0.5, 5e5, 60_000),
     Problem(rosenbrock, _DIMENSION, 64, 0.0, 0.1, 860.0, 40_000),
     Problem(rastrigin, _DIMENSION, 64, 3.0, 2.0, 8.0 * _DIMENSION, 60_000),
+    # Populations for which `auto` takes the batched one.
+    Problem(sphere, _DIMENSION, 256, 1.0, 0.5, 0.01 * _DIMENSION, 100_000),
+    Problem(ellipsoid, _DIMENSION, 1024, 1.0, 0.5, 5e5, 300_000),
+    Problem(rosenbrock, _DIMENSION, 1024, 0.0, 0.1, 860.0, 300_000),
 )
 
 
@@ -463,6 +468,7 @@ def main(
     seeds = min(seeds, 3) if quick else seeds
     popsizes = [64, 256] if quick else [64, 128, 256, 1024, 4096]
     wanted = parts or PARTS
+    use_threads(1)  # of what counts: their last bits follow from it, and searches from those; dreams take all cores
     world = None
     if {"dream", "racing"} & set(wanted):
         try:

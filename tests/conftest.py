@@ -58,3 +58,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def threads_kept() -> Iterator[None]:
+    """Torch and NumPy's BLAS have as many threads afterwards as before."""
+    import torch
+
+    from wm_engine.machine import describe_blas, use_threads
+
+    torchs, (_, blas) = torch.get_num_threads(), describe_blas()
+    yield
+    use_threads(blas)
+    torch.set_num_threads(torchs)

@@ -127,14 +127,6 @@ def test_a_cgroup_named_in_other_bytes_than_utf_8(cgroups):
     assert machine.available_cpus() == 3
 
 
-@pytest.fixture
-def threads_kept():
-    torchs, (_, blas) = torch.get_num_threads(), machine.describe_blas()
-    yield
-    machine.use_threads(blas)
-    torch.set_num_threads(torchs)
-
-
 @pytest.mark.usefixtures("threads_kept")
 def test_threads_are_torchs_and_those_of_numpys_blas(cgroups):
     for count, threads in ((2, 2), (1, 1), (0, 8), (3, 3)):

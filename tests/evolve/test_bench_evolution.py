@@ -21,6 +21,8 @@ from wm_engine.evolve import BatchedCMAES
 from wm_engine.machine import describe_blas
 from wm_engine.runs import RunFolder
 
+pytestmark = pytest.mark.usefixtures("threads_kept")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:

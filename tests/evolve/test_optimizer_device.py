@@ -185,7 +185,7 @@ class Killed(BaseException):
 class Elsewhere:
     """An engine on the pretended device: takes candidates there alone, and leaves its output there."""
 
-    device = DEVICE
+    backend, device = "torch", DEVICE
 
     def __init__(self, world: World, last: int = 1000) -> None:
         self._engine, self.calls, self._last = DreamEngine(world.m, world.spec, backend="torch"), 0, last
@@ -245,7 +245,7 @@ def test_a_training_with_its_optimiser_away_from_the_dream(tmp_path: Path) -> No
 class Road:
     """A real environment on the CPU: worth falls with the distance from 1."""
 
-    unit, device, steps, calls = "frames", CPU, 0, 0
+    unit, backend, device, steps, calls = "frames", "toy", CPU, 0, 0
 
     def __init__(self, last: int = 1000) -> None:
         self._last = last
