@@ -80,7 +80,7 @@ def test_an_evolving_population_collects_whole_generations(tmp_path):
     assert not Manifest(tmp_path / "manifest.json").path.exists()
 
 
-def test_an_evolving_population_drives_in_the_collections_waves(tmp_path, monkeypatch):
+def test_an_evolving_population_drives_in_waves_that_a_setting_cuts(tmp_path, monkeypatch):
     """Of which each of a cluster's actors takes one."""
     folder = RunFolder(tmp_path).iteration(0)
     m, spec = MDNRNN(2, 3, hidden=4, mixtures=2), ControllerSpec(2, 4, 3, squash="tanh")
@@ -94,11 +94,11 @@ def test_an_evolving_population_drives_in_the_collections_waves(tmp_path, monkey
         raise KeyboardInterrupt
 
     monkeypatch.setattr(stages, "RealFitness", fitness)
-    config = config_of(collect={"policy": "evolve"}, env={"num_envs": 7})
+    config = config_of(collect={"policy": "evolve"}, controller={"real_lanes": 7})
     with Recorder(tmp_path / "metrics") as recorder, pytest.raises(KeyboardInterrupt):
         BY_NAME["collect"].work(Round(RunFolder(tmp_path), 1, config, recorder))
     assert made[0]["lanes"] == 7
-    assert "env.num_envs" in dict(flatten(BY_NAME["collect"].settings(config, 1)))
+    assert "controller.real_lanes" in dict(flatten(BY_NAME["collect"].settings(config, 1)))
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def _collect_by_evolution(current: Round, store: RolloutStore) -> None:
         spec,
         max_steps=settings.max_steps,
         patience=settings.patience,
-        lanes=current.config.env.num_envs,
+        lanes=current.config.controller.real_lanes,
         seed=current.seed("collect"),
         device=current.device,
         precision=current.config.vision.precision,
@@ -346,7 +346,7 @@ STAGES = (
         name="collect",
         sections=("seed", "env", "collect"),
         # V of the round before sees for whoever drives.
-        later_sections=("vision.precision",),
+        later_sections=("vision.precision", "controller.real_lanes"),
         inputs=_collect_inputs,
         outputs=lambda current: {"rollouts": _rollouts(current)},
         work=_collect,
