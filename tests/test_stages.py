@@ -99,6 +99,8 @@ def test_an_evolving_population_drives_in_waves_that_a_setting_cuts(tmp_path, mo
         BY_NAME["collect"].work(Round(RunFolder(tmp_path), 1, config, recorder))
     assert made[0]["lanes"] == 7
     assert "controller.real_lanes" in dict(flatten(BY_NAME["collect"].settings(config, 1)))
+    alone = config_of(collect={"policy": "agent"})
+    assert "controller.real_lanes" not in dict(flatten(BY_NAME["collect"].settings(alone, 1)))
 
 
 @pytest.mark.parametrize(

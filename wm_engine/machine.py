@@ -40,11 +40,12 @@ def describe_blas() -> tuple[str, int]:
     library is none that can be asked (Apple's Accelerate)."""
     import numpy  # noqa: F401  (is what brings the library into the process)
 
-    for found in threadpool_info():
-        if found["user_api"] == "blas":
-            words = (found["internal_api"], found["version"], found.get("architecture"))
-            return " ".join(word for word in words if word), found["num_threads"]
-    return "unknown", 0
+    there = [found for found in threadpool_info() if found["user_api"] == "blas"]
+    if not there:
+        return "unknown", 0
+    found = next((one for one in there if "numpy" in one["filepath"]), there[0])  # SciPy brings another one
+    words = (found["internal_api"], found["version"], found.get("architecture"))
+    return " ".join(word for word in words if word), found["num_threads"]
 
 
 @contextlib.contextmanager

@@ -237,7 +237,7 @@ class Checkpoints:
     def save(self, step: int, tensors: Mapping[str, Tensor | np.ndarray], state: Mapping[str, Any]) -> None:
         """Write the checkpoint of ``step`` atomically, then delete all but the newest ``keep`` up to it.
 
-        Later ones are of a line that was given up, damaged: kept, they would take the places of good ones.
+        Who goes on from :meth:`latest` has found later ones damaged: kept, they would take the places of good ones.
         """
         text = json.dumps(dict(state), sort_keys=True)
         header = {"step": str(step), "state": text, "state_sha256": _state_digest(str(step), text)}

@@ -65,7 +65,7 @@ class Stage:
     """One step of a round.
 
     sections : what of Config the work reads beside its inputs: "SECTION", or "SECTION.KEY" for one setting of it
-    later_sections : what it reads too from the second round on
+    later_sections : what it reads too from the second round on, as configured
     inputs, outputs : the artifacts of a round that the stage reads and leaves behind, by name
     work : does it, or what is left of it
     clear : deletes what it has left behind, finished or not; the pipeline itself deletes ``checkpoints(name)``
@@ -77,12 +77,12 @@ class Stage:
     outputs: Callable[[Round], Mapping[str, Artifact]]
     work: Callable[[Round], None]
     clear: Callable[[Round], None]
-    later_sections: tuple[str, ...] = ()
+    later_sections: Callable[[Config], tuple[str, ...]] = lambda config: ()
 
     def settings(self, config: Config, index: int) -> dict[str, Any]:
         """What of the configuration the stage's result in round ``index`` follows from, as nested tables."""
         tables: dict[str, Any] = {}
-        for name in (*self.sections, *(self.later_sections if index else ())):
+        for name in (*self.sections, *(self.later_sections(config) if index else ())):
             section, _, key = name.partition(".")
             value = getattr(config, section)
             if key:
@@ -149,6 +149,11 @@ def _collect_inputs(current: Round) -> dict[str, Artifact]:
     before = {"earlier rollouts": _rollouts(Round(current.run, current.index - 1, current.config, current.recorder))}
     drives = current.config.collect.policy != "random"
     return before | (_earlier(current, "vision", "memory", "controller") if drives else {})
+
+
+def _collecting_later(config: Config) -> tuple[str, ...]:
+    """What V and M drive with, and a population's waves."""
+    return ("vision.precision", *(("controller.real_lanes",) if config.collect.policy == "evolve" else ()))
 
 
 def _collect(current: Round) -> None:
@@ -346,7 +351,7 @@ STAGES = (
         name="collect",
         sections=("seed", "env", "collect"),
         # V of the round before sees for whoever drives.
-        later_sections=("vision.precision", "controller.real_lanes"),
+        later_sections=_collecting_later,
         inputs=_collect_inputs,
         outputs=lambda current: {"rollouts": _rollouts(current)},
         work=_collect,

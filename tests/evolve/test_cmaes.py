@@ -352,6 +352,10 @@ def test_a_scale_may_stand_in_the_factor_or_in_the_step_size(variant: str, power
     begun = BatchedCMAES(torch.zeros(5), sigma, 400, variant=variant, factor=beyond * factor)
     stds = begun.ask().std(dim=0) / torch.linalg.vector_norm(factor.reshape(5, -1), dim=1) / (sigma * beyond)
     assert stds.tolist() == pytest.approx([1.0] * 5, rel=0.2)
+    far = BatchedCMAES(torch.zeros(5), 2.0 ** (power / 2), 12, variant=variant, factor=2.0 ** (power / 2) * factor)
+    assert torch.equal(BatchedCMAES.from_state(*far.state()).ask(), far.ask())
+    with pytest.raises(ValueError, match=r"factor must lie within 1e-150 and 1e\+150, but went from"):
+        BatchedCMAES(torch.zeros(5), 1.0, 12, variant=variant, factor=1e151 ** (power // 160) * factor)
 
 
 def test_an_indefinite_update_is_lost_and_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -211,7 +211,7 @@ def test_other_backends_are_refused(tmp_path: Path) -> None:
     hill.killed_at, other.backend = 3, "torch"
     with pytest.raises(Killed):
         train(tmp_path, dream=hill)
-    with pytest.raises(RunMismatchError, match=r"backend\.dream was 'cpp' and is now 'torch'"):
+    with pytest.raises(RunMismatchError, match=r"backend\.dream was 'cpp on cpu' and is now 'torch on cpu'"):
         train(tmp_path, dream=other)
 
 

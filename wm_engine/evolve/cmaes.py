@@ -28,6 +28,8 @@ from torch import Tensor
 
 from wm_engine.checks import check_choice
 from wm_engine.evolve.protocol import (
+    GREATEST_AXIS,
+    LEAST_AXIS,
     Distribution,
     Ranking,
     Returns,
@@ -54,9 +56,8 @@ _TEST_STEPS_MEMORY = 0.3
 # Up to here, as the longest row of the factor over the shortest of its diagonal, steps are float32, in half the time.
 # Rounding then errs by about 1e-4 of the shortest axis, or by 1e-3 where the diagonal hides axes shorter than itself.
 _FLOAT32_STRETCH = 1e3
-# Within these, variances are still float64. There is no bound on the condition: C is never formed. A bound on the
-# diagonal's stretch, 10^7, was tried: where the condition is 10^14 or more, the search began anew again and again.
-_LEAST_AXIS, _GREATEST_AXIS = 1e-150, 1e150
+# There is no bound on the condition: C is never formed. A bound on the diagonal's stretch, 10^7, was tried: where the
+# condition is 10^14 or more, the search began anew again and again.
 # Products of triangular matrices are cut into column blocks, which skips most of the zeros.
 _BLOCKS, _BLOCKED_FROM = 4, 192
 
@@ -190,12 +191,12 @@ class _FullShape:
         for first, last in _blocks(len(factor)):
             _product(self._factor[first:, first:], update[first:, first:last], out=factor[first:, first:last])
         greatest = _greatest_row(factor)
-        within = float(factor.diagonal().min()) >= _LEAST_AXIS and greatest <= _GREATEST_AXIS
+        within = float(factor.diagonal().min()) >= LEAST_AXIS and greatest <= GREATEST_AXIS
         if not within:
             _log.warning(
                 "CMA-ES: the covariance left floating-point range; it begins anew as a sphere, as wide as it was"
             )
-            factor = (min(greatest, _GREATEST_AXIS) if greatest > 0.0 else 1.0) * _identity_like(factor)
+            factor = (min(greatest, GREATEST_AXIS) if greatest > 0.0 else 1.0) * _identity_like(factor)
         self._pending, self._waiting = _identity_like(factor), 0
         self._set(factor)
         return within
@@ -271,7 +272,7 @@ class _DiagonalShape:
         # much bad candidates take away. ``cma`` does so too, and learns at ln 2 times these rates.
         change = (decay - 1.0) + c1 * q**2 + cmu * (weights @ z.double() ** 2)
         stds = self._stds * torch.exp(0.5 * change)
-        self._stds = stds.clamp(_LEAST_AXIS, _GREATEST_AXIS)
+        self._stds = stds.clamp(LEAST_AXIS, GREATEST_AXIS)
         held = int((stds != self._stds).sum())
         if held:
             _log.warning("CMA-ES: %d of %d scales are held at the ends of floating-point range", held, len(stds))
@@ -468,9 +469,12 @@ class BatchedCMAES:
     def from_state(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> BatchedCMAES:
         """The optimiser whose ``state()`` this was, ready for its next ``ask``."""
         variant = "separable" if values["separable"] else "full"
-        names = ("first_sigma", "popsize", "seed")
-        restored = cls(tensors["mean"], *(values[name] for name in names), variant=variant, device=values["device"])
-        restored._sigma, restored._trend, restored._generation = (values[n] for n in ("sigma", "trend", "generation"))
+        # Its step sizes may have gone beyond what a search may begin with.
+        restored = cls(
+            tensors["mean"], 1.0, values["popsize"], values["seed"], variant=variant, device=values["device"]
+        )
+        restored._first_sigma, restored._sigma = values["first_sigma"], values["sigma"]
+        restored._trend, restored._generation = values["trend"], values["generation"]
         # Copies, because the alignment of what a file was read into could change the last bits of matrix products.
         parts = {name: tensor.to(restored._device, copy=True) for name, tensor in tensors.items()}
         restored._sigma_path, restored._path, restored._shift = parts["sigma_path"], parts["path"], parts["shift"]

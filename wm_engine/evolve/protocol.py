@@ -34,6 +34,9 @@ LEAST_SIGMA, GREATEST_SIGMA = 1e-12, 1e12
 # What a search takes is wider: the distribution that one of those has come to is another search's beginning.
 _LEAST_BEGINNING, _GREATEST_BEGINNING = 1e-30, 1e30
 
+# Within these, variances are still float64.
+LEAST_AXIS, GREATEST_AXIS = 1e-150, 1e150
+
 WITHOUT_FLOAT64 = ("mps",)
 """Kinds of device that have no float64."""
 
@@ -204,6 +207,11 @@ def check_factor(factor: Tensor, dimension: int, diagonal_only: bool = False) ->
     lower = factor.dim() == 1 or torch.equal(factor, factor.tril())
     if not (lower and bool(torch.isfinite(factor).all()) and bool((axes > 0).all())):
         raise ValueError("factor must be finite, lower triangular, with a diagonal above 0, but was not")
+    least, greatest = float(axes.min()), float(factor.abs().max())
+    if least < LEAST_AXIS or greatest > GREATEST_AXIS:
+        raise ValueError(
+            f"factor must lie within {LEAST_AXIS:g} and {GREATEST_AXIS:g}, but went from {least:g} to {greatest:g}"
+        )
     return factor
 
 
@@ -220,13 +228,13 @@ def held_std(std: float, first_sigma: float) -> float:
 
 
 def surplus(length: float, bits: int) -> float:
-    """The power of two nearest to ``length``, where that is beyond 2^±bits; else 1.
+    """The power of two at or just below ``length``, where it is beyond 2^±bits; else 1.
 
     A factor of a distribution may be divided by it, and its step size multiplied, without a change of any bit drawn.
     """
     if not 0.0 < length < math.inf:
         return 1.0
-    power = math.frexp(length)[1]
+    power = math.frexp(length)[1] - 1
     return 1.0 if abs(power) <= bits else math.ldexp(1.0, power)
 
 

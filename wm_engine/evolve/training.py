@@ -234,7 +234,7 @@ def train_controller(
     begin = replace(initial, mean=start.detach().cpu().double())
     # Other kinds of device draw other candidates.
     devices = {phase.name: phase.device.type for phase in phases}
-    backends = {phase.name: phase.fitness.backend for phase in phases}
+    backends = {phase.name: f"{phase.fitness.backend} on {phase.fitness.device.type}" for phase in phases}
     key = {"settings": settings.identity(), "seed": seed, "iteration": iteration, "identity": dict(identity or {})}
     key |= {
         "optimizer_device": devices,
