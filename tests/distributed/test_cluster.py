@@ -87,6 +87,10 @@ class Faulty:
     def spec(self) -> ControllerSpec:
         return self.recipe.spec
 
+    @property
+    def backend(self) -> str:
+        return self.recipe.backend
+
     def build(self, cpus: int) -> Callable[[Any], Any]:
         dream = self.recipe.build(cpus)
 
