@@ -471,7 +471,7 @@ def main(
     if min(counts) < 1:
         raise click.BadParameter(f"must be at least 1, but were {threads}", param_hint="--threads")
     use_threads(1)  # of what counts: their last bits follow from it, and searches from those; dreams take all cores
-    world = None
+    world = None  # made first of all: a folder that is no run is named before hours of quality
     if {"dream", "racing"} & set(wanted):
         try:
             world = drawn_world() if root is None else recorded_world(root, index, features)

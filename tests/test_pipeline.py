@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from wm_engine import pipeline
 from wm_engine.assess import scores_file
@@ -132,15 +131,12 @@ def test_the_configuration_is_written_before_any_work(run, toy, tmp_path):
 
 
 @pytest.fixture
-def cut_with_one_thread(run, toy):
-    """A run on one thread that was cut in M; afterwards torch has the threads that it had."""
-    before = torch.get_num_threads()
+def cut_with_one_thread(run, toy, threads_kept):
+    """A run on one thread that was cut in M."""
     toy.cut_in = "memory.0"
     with pytest.raises(KeyboardInterrupt):
         run(config_of(threads=1))
     toy.cut_in = ""
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("cut_with_one_thread")

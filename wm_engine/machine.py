@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+import numpy  # noqa: F401  (its BLAS must be in the process to be found)
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -38,8 +39,6 @@ def use_threads(count: int) -> None:
 def describe_blas() -> tuple[str, int]:
     """NumPy's BLAS with its version and the CPU it is made for, and how many threads it takes; ("unknown", 0) where the
     library is none that can be asked (Apple's Accelerate)."""
-    import numpy  # noqa: F401  (is what brings the library into the process)
-
     there = [found for found in threadpool_info() if found["user_api"] == "blas"]
     if not there:
         return "unknown", 0

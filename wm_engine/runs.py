@@ -242,10 +242,10 @@ class Checkpoints:
         text = json.dumps(dict(state), sort_keys=True)
         header = {"step": str(step), "state": text, "state_sha256": _state_digest(str(step), text)}
         save_tensors(self._path(step), tensors, header)
-        kept = [path for path in self._paths() if int(path.stem) <= step][-self.keep :]
-        for path in self._paths():
-            if path not in kept:
-                path.unlink(missing_ok=True)
+        paths = self._paths()
+        kept = [path for path in paths if int(path.stem) <= step][-self.keep :]
+        for path in set(paths).difference(kept):
+            path.unlink(missing_ok=True)
 
     def latest(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         """The newest checkpoint as (step, tensors, state); None where there is none.

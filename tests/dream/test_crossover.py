@@ -19,6 +19,7 @@ from wm_engine.dream import crossover as module
 from wm_engine.dream import triton_backend
 from wm_engine.dream.crossover import SIZES, cache_file, crossover
 from wm_engine.dream.triton_backend import TritonBackend
+from wm_engine.dream.types import RolloutPlan
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +125,17 @@ def test_dreams_that_are_measured_do_not_end_early(mixture: str, monkeypatch: py
     monkeypatch.setattr(backend._launch, "persistent", lambda *given: tasks.append(given[-1]) or persistent(*given))
     backend._seconds("persistent", 16)
     assert tasks[0].lengths.tolist() == [3] * 16
+
+
+@needs_interpreter
+def test_dreams_run_outside_inference_mode() -> None:
+    """Where a graph that is captured would spoil later ones, before torch 2.11."""
+    pytest.importorskip("triton")
+    world = World()
+    output = TritonBackend(world.m, world.spec, torch.device("cpu")).rollout(
+        world.params, world.starts, RolloutPlan(episodes=1, max_steps=1)
+    )
+    assert not output.returns.is_inference()
 
 
 @needs_interpreter

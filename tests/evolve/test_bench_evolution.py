@@ -168,3 +168,17 @@ def test_parts_are_printed_as_they_are_measured(monkeypatch) -> None:
     result = CliRunner().invoke(evolution.main, ["--part", "racing", "--part", "memory", "--quick"])
     assert result.exit_code == 0, result.output
     assert said == ["racing 3", "memory [64, 256]"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--features", "z"], "--round and --features are of a run: name it with --run"),
+        (["--round", "1"], "--round and --features are of a run: name it with --run"),
+        (["--threads", "1,0"], "--threads: must be at least 1, but were 1,0"),
+    ],
+)
+def test_words_that_say_nothing_are_refused(words: list[str], message: str) -> None:
+    said = CliRunner().invoke(evolution.main, ["--part", "memory", *words])
+    assert said.exit_code == 2
+    assert message in " ".join(said.output.split())

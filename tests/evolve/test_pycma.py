@@ -131,6 +131,15 @@ def test_in_another_process_the_replay_ends_the_same_or_is_refused(tmp_path: Pat
         assert again.stdout == made.stdout
 
 
+def test_what_it_gives_away_is_balanced_and_says_the_same() -> None:
+    factor = torch.linspace(1.0, 2.0, 4, dtype=torch.float64).diag()
+    plain, found = (PycmaES(torch.zeros(4), 1 / s, 8, factor=s * factor).distribution for s in (1.0, 2.0**60))
+    assert plain.factor is not None
+    assert found.factor is not None
+    assert 2.0**-8 <= float(torch.linalg.vector_norm(found.factor, dim=1).max()) < 2.0**9
+    assert torch.allclose(found.sigma * found.factor, plain.sigma * plain.factor, rtol=1e-12)
+
+
 def test_other_seeds_draw_other_candidates() -> None:
     first, second, third = (PycmaES(torch.zeros(4), 0.5, 6, seed).ask() for seed in (0, 1, 0))
     assert not torch.equal(first, second)

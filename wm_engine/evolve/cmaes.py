@@ -56,8 +56,6 @@ _TEST_STEPS_MEMORY = 0.3
 # Up to here, as the longest row of the factor over the shortest of its diagonal, steps are float32, in half the time.
 # Rounding then errs by about 1e-4 of the shortest axis, or by 1e-3 where the diagonal hides axes shorter than itself.
 _FLOAT32_STRETCH = 1e3
-# There is no bound on the condition: C is never formed. A bound on the diagonal's stretch, 10^7, was tried: where the
-# condition is 10^14 or more, the search began anew again and again.
 # Products of triangular matrices are cut into column blocks, which skips most of the zeros.
 _BLOCKS, _BLOCKED_FROM = 4, 192
 
@@ -191,6 +189,8 @@ class _FullShape:
         for first, last in _blocks(len(factor)):
             _product(self._factor[first:, first:], update[first:, first:last], out=factor[first:, first:last])
         greatest = _greatest_row(factor)
+        # The condition has no other bound: C is never formed. One on the diagonal's stretch, 10^7, was tried: where the
+        # condition is 10^14 or more, the search began anew again and again.
         within = float(factor.diagonal().min()) >= LEAST_AXIS and greatest <= GREATEST_AXIS
         if not within:
             _log.warning(

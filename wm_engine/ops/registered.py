@@ -77,7 +77,7 @@ def mdn_sample(
 @torch.library.custom_op("wm_engine::mdn_nll", mutates_args=())
 def _nll(logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor) -> Tensor:
     check_heads(logits, means, log_stds, target=target)
-    return mdn.mdn_nll(logits, means, log_stds, target).contiguous()
+    return mdn.mdn_nll(logits, means, log_stds, target)
 
 
 @_nll.register_fake
@@ -104,10 +104,9 @@ def _reference_gradients(
     to_logits = scale * torch.softmax(logits, dim=-1) - weight
     to_means = -weight * standard * precision
     to_log_stds = torch.where(log_stds == clamped, weight * (1.0 - standard * standard), 0.0)
-    found = (to_logits, to_means, to_log_stds, -to_means.sum(dim=-1))
+    to_target = -to_means.sum(dim=-1)
     # Of a head's views, they lie in memory as those do: not as the functions that make shapes alone say.
-    to_logits, to_means, to_log_stds, to_target = (gradient.contiguous() for gradient in found)
-    return to_logits, to_means, to_log_stds, to_target
+    return to_logits.contiguous(), to_means.contiguous(), to_log_stds.contiguous(), to_target.contiguous()
 
 
 @torch.library.custom_op("wm_engine::mdn_nll_backward", mutates_args=())
@@ -179,7 +178,7 @@ def _nll_cpu(logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor) ->
     check_heads(logits, means, log_stds, target=target)
     native = _core_for(logits, means, log_stds, target)
     if native is None:
-        return mdn.mdn_nll(logits, means, log_stds, target).contiguous()
+        return mdn.mdn_nll(logits, means, log_stds, target)
     out = target.new_empty(target.shape[0])
     native.mdn_nll(*_arrays(logits, means, log_stds, target, out), num_threads=torch.get_num_threads())
     return out
@@ -228,7 +227,7 @@ def _nll_cuda(logits: Tensor, means: Tensor, log_stds: Tensor, target: Tensor) -
     check_heads(logits, means, log_stds, target=target)
     fused = _triton_for(means)
     if fused is None:
-        return mdn.mdn_nll(logits, means, log_stds, target).contiguous()
+        return mdn.mdn_nll(logits, means, log_stds, target)
     return fused.nll(logits, means, log_stds, target)
 
 
