@@ -13,6 +13,7 @@ from checker import check
 from torch import Tensor
 
 from wm_engine.bench.evolution import DiagonalBatched, DiagonalPycma, ellipsoid, rosenbrock, sphere
+from wm_engine.errors import RunMismatchError
 from wm_engine.evolve.cmaes import BatchedCMAES, Parameters, _cholesky, _product
 from wm_engine.evolve.optimizers import make_optimizer, restore_optimizer
 from wm_engine.evolve.protocol import Optimizer
@@ -47,6 +48,7 @@ def climb(optimizer: BatchedCMAES, generations: int, cost: Cost = ellipsoid) -> 
 @pytest.mark.parametrize(
     ("cost", "dimension", "popsize", "start", "sigma"),
     [
+        (sphere, 10, 4, 1.0, 0.5),
         (sphere, 10, 10, 1.0, 0.5),
         (ellipsoid, 10, 10, 1.0, 0.5),
         (ellipsoid, 8, 128, 1.0, 0.5),
@@ -99,40 +101,50 @@ def test_a_condition_of_ten_to_the_sixteen_is_no_obstacle(
     assert not caplog.text
 
 
+@pytest.mark.parametrize(("D", "P", "gap"), [(5, 12, 1), (80, 5, 3)])
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_update_is_the_textbook_one(device: str) -> None:
-    """One generation against the tutorial's formulas, written out with C itself and in float64."""
-    D, P = 5, 12
-    optimizer = climb(BatchedCMAES(torch.zeros(D), 0.7, P, seed=3, device=device), 20)
+def test_the_update_is_the_textbook_one(device: str, D: int, P: int, gap: int) -> None:
+    """From one refresh of the factor to the next, against the tutorial's formulas with C itself, in float64."""
+    optimizer = climb(BatchedCMAES(torch.zeros(D), 0.7, P, seed=3, device=device), 24)
     tensors, values = optimizer.state()
-    factor, path = tensors["shape.factor"].numpy(), tensors["path"].numpy()
-    sigma_path, mean, sigma = tensors["sigma_path"].numpy(), tensors["mean"].numpy(), values["sigma"]
-    x = optimizer.ask().cpu().numpy()
-    costs = np.random.default_rng(0).standard_normal(P)
-    optimizer.tell(-costs)
-
     p = Parameters.of(D, P, separable=False)
-    order, w = np.argsort(costs), p.weights.numpy()
-    y = (x[order] - mean) / sigma
-    y_mean = w.clip(0) @ y
-    z = np.linalg.solve(factor, y.T).T
-    sigma_path = (1 - p.cs) * sigma_path + np.sqrt(p.cs * (2 - p.cs) * p.mueff) * (w.clip(0) @ z)
-    norm = np.linalg.norm(sigma_path)
-    h = norm / np.sqrt(1 - (1 - p.cs) ** (2 * 21)) < np.sqrt(D * (2 + 4 / (D + 1)))
-    path = (1 - p.cc) * path + h * np.sqrt(p.cc * (2 - p.cc) * p.mueff) * y_mean
-    active = np.where(w < 0, w * D / (z**2).sum(axis=1), w)
-    decay = 1 - p.c1 * (1 - (1 - h) * p.cc * (2 - p.cc)) - p.cmu * w.sum()
-    C = decay * factor @ factor.T + p.c1 * np.outer(path, path) + p.cmu * (active[:, None] * y).T @ y
-    expected_norm = np.sqrt(D) * (1 - 1 / (4 * D) + 1 / (21 * D**2))
+    assert p.gap == gap
+    factor = tensors["shape.factor"].numpy()
+    sigma_path, mean, sigma = tensors["sigma_path"].numpy(), tensors["mean"].numpy(), values["sigma"]
+    C, path = factor @ factor.T, factor @ tensors["path"].numpy()
+    expected_norm, settled = np.sqrt(D) * (1 - 1 / (4 * D) + 1 / (21 * D**2)), 0
+    for generation in range(24, 24 + gap):
+        x = optimizer.ask().cpu().numpy()
+        costs = np.random.default_rng(generation).standard_normal(P)
+        optimizer.tell(-costs)
 
-    after, values = optimizer.state()
+        order, w = np.argsort(costs), p.weights.numpy()
+        y = (x[order] - mean) / sigma
+        y_mean = w.clip(0) @ y
+        z = np.linalg.solve(factor, y.T).T
+        sigma_path = (1 - p.cs) * sigma_path + np.sqrt(p.cs * (2 - p.cs) * p.mueff) * (w.clip(0) @ z)
+        norm = np.linalg.norm(sigma_path)
+        h = norm / np.sqrt(1 - (1 - p.cs) ** (2 * (generation + 1))) < np.sqrt(D * (2 + 4 / (D + 1)))
+        path = (1 - p.cc) * path + h * np.sqrt(p.cc * (2 - p.cc) * p.mueff) * y_mean
+        active = np.where(w < 0, w * D / (z**2).sum(axis=1), w)
+        decay = 1 - p.c1 * (1 - (1 - h) * p.cc * (2 - p.cc)) - p.cmu * w.sum()
+        C = decay * C + p.c1 * np.outer(path, path) + p.cmu * (active[:, None] * y).T @ y
+        mean, settled = mean + sigma * y_mean, settled + h
+        sigma *= np.exp(p.cs / p.damps * (norm / expected_norm - 1))
+        np.testing.assert_allclose(optimizer.mean.cpu().numpy(), mean, rtol=0, atol=1e-6 * sigma)
+        assert optimizer.sigma == pytest.approx(sigma, rel=1e-6)
+
+    after, _ = optimizer.state()
     new_factor = after["shape.factor"].numpy()
-    np.testing.assert_allclose(after["mean"].numpy(), mean + sigma * y_mean, rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(new_factor @ new_factor.T, C, rtol=1e-5, atol=1e-6 * np.abs(C).max())
-    assert values["sigma"] == pytest.approx(sigma * np.exp(p.cs / p.damps * (norm / expected_norm - 1)), rel=1e-6)
+    assert settled
+    change = np.abs(C - factor @ factor.T).max()
+    np.testing.assert_allclose(new_factor @ new_factor.T, C, rtol=0, atol=1e-5 * change)
+    np.testing.assert_allclose(new_factor @ after["path"].numpy(), path, rtol=0, atol=1e-6 * np.abs(path).max())
 
 
-@pytest.mark.parametrize(("dimension", "popsize"), [(10, 6), (5, 8), (10, 10), (100, 4096), (867, 64), (867, 4096)])
+@pytest.mark.parametrize(
+    ("dimension", "popsize"), [(10, 4), (867, 5), (10, 6), (5, 8), (100, 4096), (867, 64), (867, 4096)]
+)
 def test_the_parameters_are_those_of_the_package(dimension: int, popsize: int) -> None:
     cma = pytest.importorskip("cma")
     reference = cma.CMAEvolutionStrategy(np.zeros(dimension), 1.0, {"popsize": popsize, "verbose": -9, "seed": np.nan})
@@ -149,13 +161,15 @@ def test_the_parameters_are_those_of_the_package(dimension: int, popsize: int) -
 
 
 @pytest.mark.parametrize("variant", ["full", "separable"])
-@pytest.mark.parametrize("generations", [0, 1, 8])  # the factor waits three generations at 6 candidates
+@pytest.mark.parametrize("generations", [0, 1, 8])  # at 305 dimensions the factor waits eight or more
+@pytest.mark.parametrize("popsize", [5, 6])  # 5 draw a mirrored one
 @pytest.mark.parametrize("dimension", [40, 305])  # and the step size has two rules
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_restored_state_goes_on_to_the_bit(
-    device: str, variant: str, generations: int, dimension: int, tmp_path: Path
+    device: str, variant: str, generations: int, dimension: int, popsize: int, tmp_path: Path
 ) -> None:
-    whole = climb(BatchedCMAES(torch.zeros(dimension), 0.5, 6, seed=5, variant=variant, device=device), generations)
+    begun = BatchedCMAES(torch.zeros(dimension), 0.5, popsize, seed=5, variant=variant, device=device)
+    whole = climb(begun, generations)
     tensors, values = whole.state()
     save_tensors(tmp_path / "state.safetensors", tensors)
     resumed = restore_optimizer(load_tensors(tmp_path / "state.safetensors")[0], values)
@@ -165,6 +179,13 @@ def test_a_restored_state_goes_on_to_the_bit(
     assert torch.equal(resumed.mean, whole.mean)
     assert (resumed.sigma, resumed.generation) == (whole.sigma, generations + 7)
     assert torch.equal(resumed.ask(), whole.ask())
+
+
+def test_a_state_of_another_version_is_refused() -> None:
+    tensors, values = BatchedCMAES(torch.zeros(4), 0.5, 6).state()
+    del values["layout"]
+    with pytest.raises(RunMismatchError, match="another version of wm_engine, whose states have layout 1"):
+        restore_optimizer(tensors, values)
 
 
 def test_a_state_holds_arrays_and_not_history() -> None:
@@ -248,6 +269,26 @@ def test_test_steps_repeat_the_last_step_and_steer_sigma() -> None:
         returns[better], returns[1 - better] = 10.0, -10.0
         resumed.tell(returns)
         assert (resumed.sigma > optimizer.sigma) == grows
+
+
+@pytest.mark.parametrize("dimension", [20, 300])  # the latter draws two test steps before
+@pytest.mark.parametrize("variant", ["full", "separable"])
+def test_of_few_candidates_one_goes_back_on_the_worst(variant: str, dimension: int) -> None:
+    optimizer = climb(BatchedCMAES(torch.zeros(dimension), 0.5, 5, variant=variant), 3)
+    place = 2 if dimension == 300 else 0
+    for worst, mirrors in ((3, True), (4, True), (place, False), (4, True)):
+        mean, candidates = optimizer.mean, optimizer.ask()
+        returns = torch.arange(5.0)
+        returns[worst] = -1.0
+        optimizer.tell(returns)
+        there, back = candidates[worst] - mean, optimizer.ask() - optimizer.mean
+        cosines = torch.nn.functional.cosine_similarity(back, there[None])
+        assert (float(cosines[place]) < -0.999) == mirrors
+        assert float(cosines[3:].abs().max()) < 0.8
+        if mirrors:
+            z = back / torch.linalg.vector_norm(back[3:], dim=1).mean()
+            length = float(torch.linalg.vector_norm(z[place]))
+            assert length < 1.5, "a mirrored step is no longer than a drawn one"
 
 
 @pytest.mark.parametrize("variant", ["full", "separable"])
@@ -341,7 +382,7 @@ def test_a_scale_may_stand_in_the_factor_or_in_the_step_size(variant: str, power
     tensors, values = climb(BatchedCMAES(torch.zeros(5), 0.5, 12, variant=variant), 20, sphere).state()
     scale = 2.0**power
     name = "shape.stds" if variant == "separable" else "shape.factor"
-    moved = {key: scale * value if key in (name, "path", "shift") else value for key, value in tensors.items()}
+    moved = tensors | {name: scale * tensors[name]}
     plain = BatchedCMAES.from_state(tensors, values)
     other = BatchedCMAES.from_state(moved, values | {"sigma": values["sigma"] / scale})
     for _ in range(3):
@@ -360,8 +401,9 @@ def test_a_scale_may_stand_in_the_factor_or_in_the_step_size(variant: str, power
 
 def test_an_indefinite_update_is_lost_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     tensors, values = BatchedCMAES(torch.zeros(4), 0.5, 12).state()
-    planted = tensors | {"shape.pending": -3.0 * torch.eye(4, dtype=torch.float64)}
-    optimizer = BatchedCMAES.from_state(planted, values)
+    rows = torch.eye(4).repeat(4, 1)[:13]  # what 12 candidates and the path have taught, and C has yet to learn
+    waiting = {"shape.rows": rows[None], "shape.weights": torch.full((1, 13), -3.0, dtype=torch.float64)}
+    optimizer = BatchedCMAES.from_state(tensors | waiting | {"shape.decay": torch.tensor(1.0)}, values)
     with caplog.at_level(logging.WARNING):
         optimizer.ask()
         optimizer.tell(torch.arange(12.0))

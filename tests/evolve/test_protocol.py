@@ -172,7 +172,7 @@ def test_a_state_that_lacks_something_is_corrupt(kind: type[PycmaES] | type[Batc
     with pytest.raises(CorruptFileError, match=f"of kind '{values['kind']}', lacks 'seed'"):
         restore_optimizer(tensors, {name: value for name, value in values.items() if name != "seed"})
     with pytest.raises(CorruptFileError, match=f"of kind '{values['kind']}', lacks"):
-        restore_optimizer({}, {"kind": values["kind"]})
+        restore_optimizer({}, {name: values[name] for name in ("kind", "layout") if name in values})
     with pytest.raises(CorruptFileError, match="names kind 'guess'; known are pycma, batched"):
         restore_optimizer(tensors, values | {"kind": "guess"})
 

@@ -232,20 +232,6 @@ def test_other_random_numbers_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
         train(tmp_path, dream=Hill(1.0))
 
 
-def test_checkpoints_from_before_their_keys_were_kept_are_gone_on_with(tmp_path: Path) -> None:
-    chosen = settings(optimizer="batched")
-    whole = train(tmp_path / "whole", settings=chosen, dream=Hill(1.0))
-    hill = Hill(1.0)
-    hill.killed_at = 3
-    with pytest.raises(Killed):
-        train(tmp_path / "old", settings=chosen, dream=hill)
-    checkpoints = Checkpoints(tmp_path / "old" / "checkpoints")
-    step, tensors, state = checkpoints.latest()
-    del state["key"]["rng_version"], state["key"]["initial"], state["where"]["ranked"]
-    checkpoints.save(step, tensors, state)
-    assert_equal(train(tmp_path / "old", settings=chosen, dream=Hill(1.0)), whole)
-
-
 def test_pycmas_search_that_cannot_be_replayed_is_refused_with_its_folder(tmp_path: Path) -> None:
     hill = Hill(1.0)
     hill.killed_at = 3

@@ -10,8 +10,10 @@ and updated in the coordinates z in which it is the identity:
     L ← L·G,  G·Gᵀ = M
 
 M is close to the identity and positive definite by the choice of weights, so its Cholesky factor is cheap and safe
-whatever the condition of C. A generation costs two products of P·D² multiply-adds and O(D³) more; the memory is
-O(D² + P·D).
+whatever the condition of C. Small populations change C so slowly that M is formed only every ``gap`` generations, from
+the rows q and zᵢ of all of them. A generation costs two products of P·D² multiply-adds, and one in ``gap`` O(D³) more;
+the memory is O(D² + P·D). Directions that outlast a generation (paths, test step, mirrored step) are kept in z's
+coordinates, so nothing of C need be inverted.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import torch
 from torch import Tensor
 
 from wm_engine.checks import check_choice
+from wm_engine.errors import RunMismatchError
 from wm_engine.evolve.protocol import (
     GREATEST_AXIS,
     LEAST_AXIS,
@@ -52,6 +55,11 @@ MOST_FULL_DIMENSIONS = 5000
 # which takes of the order of D generations to react: at D = 867 CSA needed 1.8 times the evaluations on the sphere.
 _TEST_STEPS_FROM = 300
 _TEST_STEPS_MEMORY = 0.3
+# Below this, as in ``cma``, the worst candidate's step is tried backwards in the next generation (selective mirroring;
+# Auger, Brockhoff & Hansen 2011, "Mirrored Sampling in Evolution Strategies with Weighted Recombination").
+_MIRRORED_BELOW = 6
+# Of a state's tensors. Since the second, directions are in the coordinates z, and what C has still to learn is rows.
+_LAYOUT = 2
 
 # Up to here, as the longest row of the factor over the shortest of its diagonal, steps are float32, in half the time.
 # Rounding then errs by about 1e-4 of the shortest axis, or by 1e-3 where the diagonal hides axes shorter than itself.
@@ -109,7 +117,9 @@ class Parameters:
 
         cs = min(0.5, (mueff + 2) / (D + mueff + 3))
         crowd = max(1.0, 3 * (1 - 0.5 ** (D / 9))) * math.sqrt((mueff - 1) / (D + 1))
-        damps = 1 + cs + 2 * max(0.0, crowd - 1)
+        # A mirrored candidate lets the step size move faster: 0.159 is the share of them that serves best.
+        mirrored = 1 if P < _MIRRORED_BELOW else 0
+        damps = 0.5 + 0.5 * min(1.0, (mirrored / (0.159 * P) - 1) ** 2) + cs + 2 * max(0.0, crowd - 1)
         test_damps = 0.7 + 2 * math.log(D) + 2 * math.log(max(1, P - D))
         gap = max(1, int(1 / (10 * D * (c1 + cmu))))
         return cls(weights, mueff, cs, damps, test_damps, cc, c1, cmu, gap)
@@ -119,17 +129,16 @@ class _Shape(Protocol):
     """C, up to σ²: how white noise z becomes steps y = L·z, and how C learns."""
 
     def stretch(self, z: Tensor) -> Tensor:
-        """z [..., D] to y [..., D]; of a population, in float32 where that is exact enough."""
+        """z f32 [P, D] to y [P, D], in float32 where that is exact enough, else in float64."""
         ...
 
-    def whiten(self, y: Tensor) -> Tensor:
-        """y [D] to z [D]."""
-        ...
+    def learn(self, decay: float, rows: Tensor, weights: Tensor, carried: Tensor) -> tuple[Tensor, bool]:
+        """C ← decay·C + Σ wᵢ (L·rowᵢ)(L·rowᵢ)ᵀ for rows f32 [R, D], weights f64 [R].
 
-    def learn(self, decay: float, c1: float, q: Tensor, cmu: float, z: Tensor, weights: Tensor) -> bool:
-        """C ← decay·C + c1·(Lq)(Lq)ᵀ + cmu·Σ wᵢ (Lzᵢ)(Lzᵢ)ᵀ for q [D], z [P, D], weights [P].
+        carried : f64 [N, D], directions in the coordinates z
 
-        False where C could not be kept and began anew: what was learnt in its coordinates then says nothing.
+        The carried directions in the new coordinates: L·z stays what it was. And False where C could not be kept and
+        began anew: what was learnt in its coordinates then says nothing.
         """
         ...
 
@@ -151,19 +160,22 @@ class _Shape(Protocol):
 
 
 class _FullShape:
-    def __init__(self, factor: Tensor, gap: int, pending: Tensor | None = None, waiting: int = 0) -> None:
+    def __init__(
+        self, factor: Tensor, gap: int, rows: Tensor | None = None, weights: Tensor | None = None, decay: float = 1.0
+    ) -> None:
         self._gap = gap
-        self._pending, self._waiting = _identity_like(factor) if pending is None else pending, waiting
+        # What C has still to learn: each generation's rows [R, D] and their weights [R]; and how far C itself fades.
+        self._rows = [] if rows is None else list(rows)
+        self._weights = [] if weights is None else list(weights)
+        self._decay = decay
         self._set(factor)
 
     def _set(self, factor: Tensor) -> None:
-        self._factor = factor
-        narrow = _greatest_row(factor) <= _FLOAT32_STRETCH * float(factor.diagonal().min())
+        self._factor, self._greatest = factor, _greatest_row(factor)
+        narrow = self._greatest <= _FLOAT32_STRETCH * float(factor.diagonal().min())
         self._steps_factor = factor.float() if narrow else factor
 
     def stretch(self, z: Tensor) -> Tensor:
-        if z.dim() == 1:
-            return self._factor @ z.double()
         factor = self._steps_factor
         z = z.to(factor.dtype)
         steps = torch.empty_like(z)
@@ -171,38 +183,42 @@ class _FullShape:
             _product(z[:, :last], factor[first:last, :last].T, out=steps[:, first:last])
         return steps
 
-    def whiten(self, y: Tensor) -> Tensor:
-        return torch.linalg.solve_triangular(self._factor, y.unsqueeze(1), upper=False).squeeze(1)
+    def learn(self, decay: float, rows: Tensor, weights: Tensor, carried: Tensor) -> tuple[Tensor, bool]:
+        self._rows.append(rows)
+        self._weights = [decay * earlier for earlier in self._weights] + [weights]
+        self._decay *= decay
+        return self._refresh(carried) if len(self._rows) >= self._gap else (carried, True)
 
-    def learn(self, decay: float, c1: float, q: Tensor, cmu: float, z: Tensor, weights: Tensor) -> bool:
-        # In these coordinates all is of order one, so float32 is exact enough for the sum over P, and twice as fast.
-        # Only the lower triangle is kept: a Cholesky factor needs no more.
-        self._pending.mul_(decay).add_(torch.outer(q, q), alpha=c1)
-        weighted = z * weights.float().unsqueeze(1)
-        for first, last in _blocks(len(self._factor)):
-            self._pending[first:, first:last].add_(_product(z[:, first:].T, weighted[:, first:last]), alpha=cmu)
-        self._waiting += 1
-        return self._refresh() if self._waiting >= self._gap else True
+    def _refresh(self, carried: Tensor) -> tuple[Tensor, bool]:
+        # In these coordinates all is of order one, so float32 is exact enough for the sum, and twice as fast.
+        # Only the lower triangle is made: a Cholesky factor needs no more.
+        rows = self._rows[0] if len(self._rows) == 1 else torch.cat(self._rows)
+        weighted = rows * torch.cat(self._weights).float().unsqueeze(1)
+        change = _identity_like(self._factor, self._decay)
+        for first, last in _blocks(len(change)):
+            change[first:, first:last].add_(_product(rows[:, first:].T, weighted[:, first:last]))
+        self._rows, self._weights, self._decay = [], [], 1.0
 
-    def _refresh(self) -> bool:
-        update, factor = _cholesky(self._pending), torch.zeros_like(self._factor)
+        update, factor = _cholesky(change), torch.zeros_like(self._factor)
         for first, last in _blocks(len(factor)):
             _product(self._factor[first:, first:], update[first:, first:last], out=factor[first:, first:last])
         greatest = _greatest_row(factor)
         # The condition has no other bound: C is never formed. One on the diagonal's stretch, 10^7, was tried: where the
         # condition is 10^14 or more, the search began anew again and again.
         within = float(factor.diagonal().min()) >= LEAST_AXIS and greatest <= GREATEST_AXIS
-        if not within:
+        if within:
+            carried = torch.linalg.solve_triangular(update, carried.T, upper=False).T.contiguous()
+        else:
             _log.warning(
                 "CMA-ES: the covariance left floating-point range; it begins anew as a sphere, as wide as it was"
             )
-            factor = (min(greatest, GREATEST_AXIS) if greatest > 0.0 else 1.0) * _identity_like(factor)
-        self._pending, self._waiting = _identity_like(factor), 0
+            width = min(greatest, GREATEST_AXIS) if greatest > 0.0 else 1.0
+            carried, factor = carried @ (self._factor / width).T, width * _identity_like(factor)
         self._set(factor)
-        return within
+        return carried, within
 
     def greatest_std(self) -> float:
-        return _greatest_row(self._factor)
+        return self._greatest
 
     def shrink(self, scale: float) -> None:
         self._set(self._factor / scale)
@@ -211,8 +227,15 @@ class _FullShape:
         return self._factor
 
     def state(self) -> dict[str, Tensor]:
-        waiting = torch.tensor(self._waiting)
-        return {"factor": self._factor, "waiting": waiting} | ({"pending": self._pending} if self._waiting else {})
+        if not self._rows:
+            return {"factor": self._factor}
+        decay = torch.tensor(self._decay, dtype=torch.float64)
+        return {
+            "factor": self._factor,
+            "rows": torch.stack(self._rows),
+            "weights": torch.stack(self._weights),
+            "decay": decay,
+        }
 
 
 def _blocks(size: int) -> list[tuple[int, int]]:
@@ -238,8 +261,11 @@ def _greatest_row(matrix: Tensor) -> float:
     return float(torch.linalg.vector_norm(matrix, dim=1).max())
 
 
-def _identity_like(matrix: Tensor) -> Tensor:
-    return torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+def _identity_like(matrix: Tensor, scale: float = 1.0) -> Tensor:
+    """scale·I; torch.eye takes ten times as long."""
+    identity = torch.zeros_like(matrix)
+    identity.diagonal().fill_(scale)
+    return identity
 
 
 def _cholesky(matrix: Tensor) -> Tensor:
@@ -264,19 +290,16 @@ class _DiagonalShape:
     def stretch(self, z: Tensor) -> Tensor:
         return z.double() * self._stds
 
-    def whiten(self, y: Tensor) -> Tensor:
-        return y / self._stds
-
-    def learn(self, decay: float, c1: float, q: Tensor, cmu: float, z: Tensor, weights: Tensor) -> bool:
+    def learn(self, decay: float, rows: Tensor, weights: Tensor, carried: Tensor) -> tuple[Tensor, bool]:
         # The exponential of the change, not one plus it: a coordinate's variance then stays positive by itself, however
         # much bad candidates take away. ``cma`` does so too, and learns at ln 2 times these rates.
-        change = (decay - 1.0) + c1 * q**2 + cmu * (weights @ z.double() ** 2)
-        stds = self._stds * torch.exp(0.5 * change)
+        before, change = self._stds, (decay - 1.0) + weights @ rows.double() ** 2
+        stds = before * torch.exp(0.5 * change)
         self._stds = stds.clamp(LEAST_AXIS, GREATEST_AXIS)
         held = int((stds != self._stds).sum())
         if held:
             _log.warning("CMA-ES: %d of %d scales are held at the ends of floating-point range", held, len(stds))
-        return True
+        return carried * (before / self._stds), True
 
     def greatest_std(self) -> float:
         return float(self._stds.max())
@@ -296,8 +319,7 @@ class BatchedCMAES:
 
     Parameters
     ----------
-    x0 : [D], the first mean; sigma : the first step size; popsize : P, at least 4. With 4 or 5 the package draws
-        mirrored pairs, which this does not: it then needs some 1.5 times the evaluations
+    x0 : [D], the first mean; sigma : the first step size; popsize : P, at least 4
     seed : generation g draws from a generator keyed with ``derive_seed(seed, "cmaes", g)``
     variant : "full" | "separable" (a diagonal C, memory O(P·D)) | "auto": separable above 5,000 dimensions
     device : the CPU or a CUDA GPU; the state lives there, and ``ask`` leaves the candidates there. The noise is drawn
@@ -307,7 +329,8 @@ class BatchedCMAES:
     State is float64; the white noise, and products in which it is exact enough, are float32. As in ``cma``, the step
     size is adapted by the length of its path (CSA) below 300 dimensions, and above by two-point adaptation (TPA;
     Hansen 2008, Akimoto & Hansen 2020): candidates 0 and 1 then repeat the mean's last step, forwards and backwards,
-    and σ grows where the forward one ranks better. Logged and mended: a step size that leaves 10^±15 times the first is
+    and σ grows where the forward one ranks better. With 4 or 5 candidates one more repeats the worst of the generation
+    before backwards, unless that was one such. Logged and mended: a step size that leaves 10^±15 times the first is
     held there; an update that is not positive definite; a covariance whose axes leave float64's range (10^±150) begins
     anew as a sphere.
     """
@@ -329,8 +352,11 @@ class BatchedCMAES:
         self._device = check_home(device)
         self._first_sigma, self._generation = self._sigma, 0
         self._mean = torch.from_numpy(mean).to(self._device)
-        self._sigma_path, self._path, self._shift = (torch.zeros_like(self._mean) for _ in range(3))
+        self._sigma_path = torch.zeros_like(self._mean)
+        # Directions z, in the coordinates of L: C's path, the mean's last step, and the worst candidate's backwards.
+        self._path, self._shift, self._mirror = (torch.zeros_like(self._mean) for _ in range(3))
         self._test_steps, self._trend = mean.size >= _TEST_STEPS_FROM, 0.0
+        self._mirrored = False
         self._parameters = Parameters.of(mean.size, self._popsize, self._separable)
         self._weights = self._parameters.weights.to(self._device)
         first = torch.ones_like(self._mean)
@@ -342,7 +368,7 @@ class BatchedCMAES:
         else:
             self._shape = _FullShape(first.diag() if first.dim() == 1 else first, self._parameters.gap)
         self._first_sigma *= self._balance(self._shape.greatest_std())
-        self._noise: Tensor | None = None
+        self._drawn: tuple[Tensor, Tensor] | None = None  # z and y of the generation's candidates
         self.last_ranking: Ranking | None = None
 
     @property
@@ -370,42 +396,60 @@ class BatchedCMAES:
         return Distribution.balanced(self.mean.cpu(), self._sigma, self._shape.factor().cpu().clone())
 
     def ask(self) -> Tensor:
-        if self._noise is None:
-            key = derive_seed(self._seed, "cmaes", self._generation)
-            generator = torch.Generator(self._device).manual_seed(key)
-            self._noise = torch.randn(self._popsize, self.dimension, generator=generator, device=self._device)
-            if self._test_steps and self._generation > 0:
-                direction = self._shape.whiten(self._shift)
-                length = torch.linalg.vector_norm(self._noise[0]) / torch.linalg.vector_norm(direction)
-                self._noise[0] = (direction * length).float()
-                self._noise[1] = -self._noise[0]
-        return self._shape.stretch(self._noise).double().mul_(self._sigma).add_(self._mean)
+        if self._drawn is None:
+            z = self._draw()
+            self._drawn = z, self._shape.stretch(z)
+        _, y = self._drawn
+        return y.to(torch.float64, copy=True).mul_(self._sigma).add_(self._mean)
+
+    def _draw(self) -> Tensor:
+        """The generation's noise, f32 [P, D], with what is tried on purpose in it."""
+        key = derive_seed(self._seed, "cmaes", self._generation)
+        generator = torch.Generator(self._device).manual_seed(key)
+        z = torch.randn(self._popsize, self.dimension, generator=generator, device=self._device)
+        if self._test_steps and self._generation > 0:
+            z[0] = _lengthened(self._shift, z[0])
+            z[1] = -z[0]
+        if self._mirrored:
+            place = self._mirror_place()
+            longer = float(torch.linalg.vector_norm(self._mirror)) > math.sqrt(self.dimension)
+            z[place] = _lengthened(self._mirror, z[place]) if longer else self._mirror.float()
+        return z
 
     def tell(self, returns: Returns) -> None:
-        if self._noise is None:
+        if self._drawn is None:
             raise RuntimeError("tell: ask() first; a generation is told once")
+        z, y = self._drawn
         ranking = rank(returns, self._popsize, self._seed, self._generation)
         weights = torch.empty_like(self._weights)
         weights[torch.from_numpy(ranking.order).to(self._device)] = self._weights
-        path_length = self._update(self._noise, weights)
+        worst = int(ranking.order[-1])
+        # Backwards and forwards again would teach nothing new.
+        mirrors = self._popsize < _MIRRORED_BELOW and not (self._mirrored and worst == self._mirror_place())
+        self._mirror = -z[worst].double() if mirrors else torch.zeros_like(self._mirror)
+        path_length = self._update(z, y, weights)
         self._adapt_sigma(path_length, ranking)
-        self._noise, self.last_ranking = None, ranking
+        self._drawn, self._mirrored, self.last_ranking = None, mirrors, ranking
         self._generation += 1
 
-    def _update(self, z: Tensor, weights: Tensor) -> float:
+    def _mirror_place(self) -> int:
+        """Which candidate the mirrored one is: the first after the test steps."""
+        return 2 if self._test_steps else 0
+
+    def _update(self, z: Tensor, y: Tensor, weights: Tensor) -> float:
         """Move the mean, the paths and C; the length of the step size's path."""
         p, D = self._parameters, self.dimension
-        z_mean = (weights.clamp(min=0.0).float() @ z).double()
-        y_mean = self._shape.stretch(z_mean)
-        self._mean, self._shift = self._mean + self._sigma * y_mean, y_mean
+        parents = weights.clamp(min=0.0)
+        z_mean, y_mean = ((parents.to(each.dtype) @ each).double() for each in (z, y))
+        self._mean = self._mean + self._sigma * y_mean
 
         self._sigma_path = (1 - p.cs) * self._sigma_path + math.sqrt(p.cs * (2 - p.cs) * p.mueff) * z_mean
         length = float(torch.linalg.vector_norm(self._sigma_path))
         # A long path means that σ is still far too small: C must not learn the direction meanwhile.
         settled = length**2 / (1 - (1 - p.cs) ** (2 * (self._generation + 1))) < D * (2 + 4 / (D + 1))
-        self._path = (1 - p.cc) * self._path
+        path = (1 - p.cc) * self._path
         if settled:
-            self._path = self._path + math.sqrt(p.cc * (2 - p.cc) * p.mueff) * y_mean
+            path = path + math.sqrt(p.cc * (2 - p.cc) * p.mueff) * z_mean
 
         c1_kept = p.c1 if settled else p.c1 * (1 - p.cc * (2 - p.cc))
         decay = 1 - c1_kept - p.cmu * float(p.weights.sum())
@@ -413,13 +457,17 @@ class BatchedCMAES:
             # However long a candidate's step, what it takes away leaves C positive definite; a diagonal is so anyway.
             squares = (z * z).sum(dim=1).double()
             weights = torch.where(weights < 0, weights * D / squares.clamp(min=1e-9), weights)
-        if not self._shape.learn(decay, p.c1, self._shape.whiten(self._path), p.cmu, z, weights):
+        rows = torch.cat([z, path.float().unsqueeze(0)])
+        shares = torch.nn.functional.pad(p.cmu * weights, (0, 1), value=p.c1)
+        carried = torch.stack([path, z_mean, self._mirror])
+        (self._path, self._shift, self._mirror), kept = self._shape.learn(decay, rows, shares, carried)
+        if not kept:
             # As long as the old axes were, it would stretch a round C at once to what it had been.
             self._path = torch.zeros_like(self._path)
         return length
 
     def _adapt_sigma(self, path_length: float, ranking: Ranking) -> None:
-        p, D = self._parameters, self.dimension
+        p, D, before = self._parameters, self.dimension, self._sigma
         if self._test_steps:
             if self._generation > 0:
                 forward, backward = (int((ranking.order == candidate).argmax()) for candidate in (0, 1))
@@ -435,6 +483,7 @@ class BatchedCMAES:
         held = held_std(spread, self._first_sigma)
         if held != spread:
             self._sigma = held / greatest
+        self._mirror = self._mirror * (before / self._sigma)  # the same step as it was, in steps of now
         self._balance(greatest)
 
     def _balance(self, greatest: float) -> float:
@@ -446,14 +495,15 @@ class BatchedCMAES:
         if scale != 1.0:
             self._shape.shrink(scale)
             self._sigma *= scale
-            self._path, self._shift = self._path / scale, self._shift / scale
         return scale
 
     def state(self) -> State:
         tensors = {"mean": self._mean, "sigma_path": self._sigma_path, "path": self._path, "shift": self._shift}
+        tensors |= {"mirror": self._mirror} if self._mirrored else {}
         tensors |= {f"shape.{name}": tensor for name, tensor in self._shape.state().items()}
         values = {
             "kind": "batched",
+            "layout": _LAYOUT,
             "separable": self._separable,
             "device": str(self._device),
             "popsize": self._popsize,
@@ -467,7 +517,15 @@ class BatchedCMAES:
 
     @classmethod
     def from_state(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> BatchedCMAES:
-        """The optimiser whose ``state()`` this was, ready for its next ``ask``."""
+        """The optimiser whose ``state()`` this was, ready for its next ``ask``.
+
+        Raises RunMismatchError for a state of another version's making.
+        """
+        if (layout := values.get("layout", 1)) != _LAYOUT:
+            raise RunMismatchError(
+                f"the search was begun by another version of wm_engine, whose states have layout {layout}; this one "
+                f"reads {_LAYOUT}. Go on with that version, or begin anew."
+            )
         variant = "separable" if values["separable"] else "full"
         # Its step sizes may have gone beyond what a search may begin with.
         restored = cls(
@@ -478,12 +536,22 @@ class BatchedCMAES:
         # Copies, because the alignment of what a file was read into could change the last bits of matrix products.
         parts = {name: tensor.to(restored._device, copy=True) for name, tensor in tensors.items()}
         restored._sigma_path, restored._path, restored._shift = parts["sigma_path"], parts["path"], parts["shift"]
+        if "mirror" in parts:
+            restored._mirror, restored._mirrored = parts["mirror"], True
         if values["separable"]:
             restored._shape = _DiagonalShape(parts["shape.stds"])
         else:
-            waiting = int(parts["shape.waiting"])
             restored._shape = _FullShape(
-                parts["shape.factor"], restored._parameters.gap, parts.get("shape.pending"), waiting
+                parts["shape.factor"],
+                restored._parameters.gap,
+                parts.get("shape.rows"),
+                parts.get("shape.weights"),
+                float(parts.get("shape.decay", 1.0)),
             )
         restored._balance(restored._shape.greatest_std())
         return restored
+
+
+def _lengthened(direction: Tensor, noise: Tensor) -> Tensor:
+    """The direction, f64 [D], as long as the noise, f32 [D], in its place."""
+    return (direction * (torch.linalg.vector_norm(noise) / torch.linalg.vector_norm(direction))).float()

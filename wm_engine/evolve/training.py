@@ -469,9 +469,7 @@ class _Training:
         if latest is None:
             return
         _, tensors, state = latest
-        # What earlier versions did not keep: there has been one version of the random numbers; the rest is not known.
-        before = {"rng_version": 1, "initial": self._key["initial"]} | state.get("key", {})
-        differences = _differences(before, self._key)
+        differences = _differences(state["key"], self._key)
         if differences:
             raise RunMismatchError(
                 f"{self._checkpoints.folder}: belongs to another training of the controller: {'; '.join(differences)}. "
@@ -481,7 +479,7 @@ class _Training:
             name.removeprefix("optimizer."): part for name, part in tensors.items() if name.startswith("optimizer.")
         }
         self._tensors = {name: value for name, value in tensors.items() if not name.startswith("optimizer.")}
-        self._where = {"ranked": 1} | state["where"]
+        self._where = state["where"]
         if parts:
             device = self._phases[self._where["phase"]].device
             try:
