@@ -31,6 +31,7 @@ import wm_engine as wm
 from wm_engine.controller import FEATURES
 from wm_engine.errors import WMEngineError
 from wm_engine.evolve import BatchedCMAES, PycmaES
+from wm_engine.evolve.cmaes import Parameters
 from wm_engine.machine import describe_blas, use_threads
 from wm_engine.runs import atomic_write
 
@@ -162,6 +163,8 @@ PROBLEMS = (
     Problem(ellipsoid, 100, 64, 1.0, 0.5, 1.0, 300_000),
     Problem(ellipsoid, 100, 17, 1.0, 0.5, 1e-6, 100_000, diagonal=True),
     Problem(ellipsoid, 100, 256, 1.0, 0.5, 1e-6, 300_000, diagonal=True),
+    # Where the step size follows test steps, and without a covariance ten times the evaluations do not suffice.
+    Problem(ellipsoid, 300, 128, 1.0, 0.5, 1000.0, 800_000),
     Problem(sphere, _DIMENSION, 64, 1.0, 0.5, 0.01 * _DIMENSION, 40_000),
     Problem(ellipsoid, _DIMENSION, 64, 1.0, 0.5, 5e5, 60_000),
     Problem(rosenbrock, _DIMENSION, 64, 0.0, 0.1, 860.0, 40_000),
@@ -310,7 +313,7 @@ def dream_seconds(popsize: int, steps: int = 1000) -> float:
 
 
 def peak_megabytes(dimension: int, popsize: int) -> float:
-    """By how much a process grows at most that runs three generations of BatchedCMAES."""
+    """By how much a process grows at most that runs BatchedCMAES until its factor has been refreshed twice."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_growth, (dimension, popsize))
 
@@ -321,7 +324,7 @@ def _growth(dimension: int, popsize: int) -> float:
     warm.tell(-sphere(warm.ask()))
     before = _peak_kilobytes()
     optimizer = BatchedCMAES(torch.zeros(dimension), 0.1, popsize, variant="full")
-    for _ in range(3):
+    for _ in range(max(3, 2 * Parameters.of(dimension, popsize, separable=False).gap)):
         optimizer.ask()
         optimizer.tell(torch.arange(popsize))
     return (_peak_kilobytes() - before) / 1024
@@ -418,7 +421,8 @@ def show_memory(popsizes: list[int]) -> None:
     click.echo("\nWhat a process grows by at most, BatchedCMAES, and as a multiple of 8·(D² + P·D) bytes:")
     line = _columns(6, 7, 9, 9)
     click.echo(line("D", "P", "MB", "multiple"))
-    for dimension, popsize in [(_DIMENSION, popsize) for popsize in popsizes] + [(2 * _DIMENSION, popsizes[0])]:
+    smallest = [(_DIMENSION, 4), (2 * _DIMENSION, 4), (2 * _DIMENSION, popsizes[0])]
+    for dimension, popsize in [(_DIMENSION, popsize) for popsize in popsizes] + smallest:
         megabytes = peak_megabytes(dimension, popsize)
         multiple = megabytes * 2**20 / (8 * (dimension**2 + popsize * dimension))
         click.echo(line(str(dimension), f"{popsize:,}", f"{megabytes:.0f}", f"{multiple:.1f}"))
@@ -437,7 +441,7 @@ PARTS = ("quality", "covariance", "dream", "racing", "speed", "memory")
 
 @click.command()
 @click.option("--seeds", default=15, show_default=True, help="Runs of each optimiser on each problem.")
-@click.option("--dimensions", default="10,100,867", show_default=True, help="Which of the problems.")
+@click.option("--dimensions", default="10,100,300,867", show_default=True, help="Which of the problems.")
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="These parts alone; may be repeated.")
 @click.option("--threads", default="1,2", show_default=True, help="Numbers of threads that the speed is measured with.")
 @click.option("--quick", is_flag=True, help="Three seeds, ten dimensions, small populations: minutes.")
