@@ -244,15 +244,14 @@ def dream_hits(kind: str, seeds: int, count: Callable[[Point], int], task: Dream
     return hits
 
 
-def generation_times(popsize: int, generations: int | None = None) -> dict[str, tuple[float, float]]:
+def generation_times(popsize: int) -> dict[str, tuple[float, float]]:
     """Mean wall and CPU seconds of ask and tell at D = 867, by optimiser, in turns; those that warm up are left out.
 
     The mean, and of more generations of a small population, since ours and pycma put off part of their work to every
     n-th (with 4 candidates, the 40th): of fewer, one of them might be spared it altogether. JAX takes all cores,
     whatever torch's number of threads.
     """
-    first = 1 if generations or popsize >= 64 else 40
-    generations = generations or (9 if popsize >= 256 else 32 if popsize >= 64 else 120)
+    first, generations = (40, 120) if popsize < 64 else (1, 32 if popsize < 256 else 9)
     optimizers = {name: kind(torch.zeros(_DIMENSION), 0.1, popsize) for name, kind in rivals().items()}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in optimizers}
     for _ in range(first + generations):

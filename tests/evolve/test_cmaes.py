@@ -13,7 +13,7 @@ from checker import check
 from torch import Tensor
 
 from wm_engine.bench.evolution import DiagonalBatched, DiagonalPycma, ellipsoid, rosenbrock, sphere
-from wm_engine.errors import RunMismatchError
+from wm_engine.errors import CorruptFileError, RunMismatchError
 from wm_engine.evolve.cmaes import BatchedCMAES, Parameters, _cholesky, _product
 from wm_engine.evolve.optimizers import make_optimizer, restore_optimizer
 from wm_engine.evolve.protocol import Optimizer
@@ -101,12 +101,15 @@ def test_a_condition_of_ten_to_the_sixteen_is_no_obstacle(
     assert not caplog.text
 
 
+@pytest.mark.parametrize("settles", [True, False])
 @pytest.mark.parametrize(("D", "P", "gap"), [(5, 12, 1), (80, 5, 3)])
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_update_is_the_textbook_one(device: str, D: int, P: int, gap: int) -> None:
+def test_the_update_is_the_textbook_one(device: str, D: int, P: int, gap: int, settles: bool) -> None:
     """From one refresh of the factor to the next, against the tutorial's formulas with C itself, in float64."""
-    optimizer = climb(BatchedCMAES(torch.zeros(D), 0.7, P, seed=3, device=device), 24)
-    tensors, values = optimizer.state()
+    tensors, values = climb(BatchedCMAES(torch.zeros(D), 0.7, P, seed=3, device=device), 24).state()
+    if not settles:
+        tensors["sigma_path"] *= 5.0  # so long that C must not learn where it leads
+    optimizer = BatchedCMAES.from_state(tensors, values)
     p = Parameters.of(D, P, separable=False)
     assert p.gap == gap
     factor = tensors["shape.factor"].numpy()
@@ -130,13 +133,13 @@ def test_the_update_is_the_textbook_one(device: str, D: int, P: int, gap: int) -
         decay = 1 - p.c1 * (1 - (1 - h) * p.cc * (2 - p.cc)) - p.cmu * w.sum()
         C = decay * C + p.c1 * np.outer(path, path) + p.cmu * (active[:, None] * y).T @ y
         mean, settled = mean + sigma * y_mean, settled + h
-        sigma *= np.exp(p.cs / p.damps * (norm / expected_norm - 1))
+        sigma *= np.exp(min(1.0, p.cs / p.damps * (norm / expected_norm - 1)))
         np.testing.assert_allclose(optimizer.mean.cpu().numpy(), mean, rtol=0, atol=1e-6 * sigma)
         assert optimizer.sigma == pytest.approx(sigma, rel=1e-6)
 
     after, _ = optimizer.state()
     new_factor = after["shape.factor"].numpy()
-    assert settled
+    assert settled == (gap if settles else 0)
     change = np.abs(C - factor @ factor.T).max()
     np.testing.assert_allclose(new_factor @ new_factor.T, C, rtol=0, atol=1e-5 * change)
     np.testing.assert_allclose(new_factor @ after["path"].numpy(), path, rtol=0, atol=1e-6 * np.abs(path).max())
@@ -183,9 +186,18 @@ def test_a_restored_state_goes_on_to_the_bit(
 
 def test_a_state_of_another_version_is_refused() -> None:
     tensors, values = BatchedCMAES(torch.zeros(4), 0.5, 6).state()
+    with pytest.raises(RunMismatchError, match="another version of wm_engine, whose states have layout 3"):
+        restore_optimizer(tensors, values | {"layout": 3})
     del values["layout"]
     with pytest.raises(RunMismatchError, match="another version of wm_engine, whose states have layout 1"):
         restore_optimizer(tensors, values)
+
+
+def test_a_state_that_lacks_a_part_is_corrupt() -> None:
+    tensors, values = climb(BatchedCMAES(torch.zeros(305), 0.5, 5), 3).state()
+    for name in tensors:
+        with pytest.raises(CorruptFileError, match=f"lacks '{name}'"):
+            restore_optimizer({other: part for other, part in tensors.items() if other != name}, values)
 
 
 def test_a_state_holds_arrays_and_not_history() -> None:
@@ -276,7 +288,8 @@ def test_test_steps_repeat_the_last_step_and_steer_sigma() -> None:
 def test_of_few_candidates_one_goes_back_on_the_worst(variant: str, dimension: int) -> None:
     optimizer = climb(BatchedCMAES(torch.zeros(dimension), 0.5, 5, variant=variant), 3)
     place = 2 if dimension == 300 else 0
-    for worst, mirrors in ((3, True), (4, True), (place, False), (4, True)):
+    # What went back is not mirrored; but an ordinary candidate in that place is.
+    for worst, mirrors in ((3, True), (4, True), (place, False), (place, True), (4, True)):
         mean, candidates = optimizer.mean, optimizer.ask()
         returns = torch.arange(5.0)
         returns[worst] = -1.0
@@ -285,10 +298,49 @@ def test_of_few_candidates_one_goes_back_on_the_worst(variant: str, dimension: i
         cosines = torch.nn.functional.cosine_similarity(back, there[None])
         assert (float(cosines[place]) < -0.999) == mirrors
         assert float(cosines[3:].abs().max()) < 0.8
-        if mirrors:
-            z = back / torch.linalg.vector_norm(back[3:], dim=1).mean()
-            length = float(torch.linalg.vector_norm(z[place]))
-            assert length < 1.5, "a mirrored step is no longer than a drawn one"
+
+
+@pytest.mark.parametrize("case", ["plain", "held", "balanced", "begun anew"])
+@pytest.mark.parametrize("dimension", [5, 80, 305])  # 80 and 305 refresh the factor every third and eleventh generation
+@pytest.mark.parametrize("variant", ["full", "separable"])
+def test_what_goes_back_is_the_step_itself_whatever_happens_to_the_distribution(
+    variant: str, dimension: int, case: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Or, if that would be longer than what is drawn now, a step in its direction of a length that was drawn."""
+    name = "shape.stds" if variant == "separable" else "shape.factor"
+    tensors, values = climb(BatchedCMAES(torch.zeros(dimension), 0.5, 5, variant=variant), 3).state()
+    if case == "held":
+        values = values | {"sigma": 3e15}
+    if case == "balanced":
+        greatest = float(torch.linalg.vector_norm(tensors[name].reshape(dimension, -1), dim=1).max())
+        tensors = tensors | {name: tensors[name] * (2.0**41 * 0.9999 / greatest)}
+    if case == "begun anew":
+        tensors = tensors | {name: torch.cat([tensors[name][:1], 1e-160 * tensors[name][1:2], tensors[name][2:]])}
+    optimizer, place = BatchedCMAES.from_state(tensors, values), 2 if dimension == 305 else 0
+    short = mirrored = 0
+    for _ in range(20):
+        mean, candidates = optimizer.mean, optimizer.ask()
+        optimizer.tell(candidates[:, 0])
+        ranking = optimizer.last_ranking
+        assert ranking is not None
+        if not optimizer.state()[1]["mirrored"]:
+            continue
+        mirrored += 1
+        there, back = mean - candidates[ranking.order[-1]], optimizer.ask()[place] - optimizer.mean
+        now = optimizer.distribution
+        assert now.factor is not None
+        factor = now.sigma * (now.factor.diag() if now.factor.dim() == 1 else now.factor)
+        wanted, found = torch.linalg.solve_triangular(factor, torch.stack([there, back], dim=1), upper=False).T
+        if float(torch.linalg.vector_norm(wanted)) < np.sqrt(dimension):
+            short += 1
+            assert float(torch.linalg.vector_norm(found - wanted)) < 1e-4 * np.sqrt(dimension)
+        else:
+            assert float(torch.linalg.vector_norm(found)) == pytest.approx(
+                np.sqrt(dimension), rel=5 / np.sqrt(dimension)
+            )
+            assert float(torch.nn.functional.cosine_similarity(found, wanted, dim=0)) > 1 - 1e-6
+    assert mirrored > 5
+    assert case == "begun anew" or short
 
 
 @pytest.mark.parametrize("variant", ["full", "separable"])
@@ -345,7 +397,7 @@ def test_a_covariance_that_loses_definiteness_is_mended_and_logged(caplog: pytes
             optimizer.tell(torch.zeros(12))
     assert caplog.text.count("begins anew") == 1
     axes = torch.linalg.svdvals(optimizer.distribution.factor)
-    assert float(axes[0] / axes[-1]) < 10, "the path that was as long as the old axes stretched the new ones"
+    assert float(axes[0] / axes[-1]) < 10, "it did not begin as a sphere"
     assert float(sphere(climb(optimizer, 150, sphere).mean[None] - 1.0)) < 1e-6
 
 

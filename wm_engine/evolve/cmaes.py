@@ -132,13 +132,12 @@ class _Shape(Protocol):
         """z f32 [P, D] to y [P, D], in float32 where that is exact enough, else in float64."""
         ...
 
-    def learn(self, decay: float, rows: Tensor, weights: Tensor, carried: Tensor) -> tuple[Tensor, bool]:
+    def learn(self, decay: float, rows: Tensor, weights: Tensor, carried: Tensor) -> Tensor:
         """C ← decay·C + Σ wᵢ (L·rowᵢ)(L·rowᵢ)ᵀ for rows f32 [R, D], weights f64 [R].
 
         carried : f64 [N, D], directions in the coordinates z
 
-        The carried directions in the new coordinates: L·z stays what it was. And False where C could not be kept and
-        began anew: what was learnt in its coordinates then says nothing.
+        The carried directions in the new coordinates: L·z stays what it was.
         """
         ...
 
@@ -183,13 +182,13 @@ class _FullShape:
             _product(z[:, :last], factor[first:last, :last].T, out=steps[:, first:last])
         return steps
 
-    def learn(self, decay: float, rows: Tensor, weights: Tensor, carried: Tensor) -> tuple[Tensor, bool]:
+    def learn(self, decay: float, rows: Tensor, weights: Tensor, carried: Tensor) -> Tensor:
         self._rows.append(rows)
         self._weights = [decay * earlier for earlier in self._weights] + [weights]
         self._decay *= decay
-        return self._refresh(carried) if len(self._rows) >= self._gap else (carried, True)
+        return self._refresh(carried) if len(self._rows) >= self._gap else carried
 
-    def _refresh(self, carried: Tensor) -> tuple[Tensor, bool]:
+    def _refresh(self, carried: Tensor) -> Tensor:
         # In these coordinates all is of order one, so float32 is exact enough for the sum, and twice as fast.
         # Only the lower triangle is made: a Cholesky factor needs no more.
         rows = self._rows[0] if len(self._rows) == 1 else torch.cat(self._rows)
@@ -205,17 +204,16 @@ class _FullShape:
         greatest = _greatest_row(factor)
         # The condition has no other bound: C is never formed. One on the diagonal's stretch, 10^7, was tried: where the
         # condition is 10^14 or more, the search began anew again and again.
-        within = float(factor.diagonal().min()) >= LEAST_AXIS and greatest <= GREATEST_AXIS
-        if within:
+        if float(factor.diagonal().min()) >= LEAST_AXIS and greatest <= GREATEST_AXIS:
             carried = torch.linalg.solve_triangular(update, carried.T, upper=False).T.contiguous()
         else:
             _log.warning(
                 "CMA-ES: the covariance left floating-point range; it begins anew as a sphere, as wide as it was"
             )
             width = min(greatest, GREATEST_AXIS) if greatest > 0.0 else 1.0
-            carried, factor = carried @ (self._factor / width).T, width * _identity_like(factor)
+            carried, factor = carried @ (self._factor / width).T, _identity_like(factor, width)
         self._set(factor)
-        return carried, within
+        return carried
 
     def greatest_std(self) -> float:
         return self._greatest
@@ -227,14 +225,12 @@ class _FullShape:
         return self._factor
 
     def state(self) -> dict[str, Tensor]:
-        if not self._rows:
-            return {"factor": self._factor}
-        decay = torch.tensor(self._decay, dtype=torch.float64)
+        nothing = self._factor.new_zeros(0)
         return {
             "factor": self._factor,
-            "rows": torch.stack(self._rows),
-            "weights": torch.stack(self._weights),
-            "decay": decay,
+            "rows": torch.stack(self._rows) if self._rows else nothing,
+            "weights": torch.stack(self._weights) if self._weights else nothing,
+            "decay": torch.tensor(self._decay, dtype=torch.float64),
         }
 
 
@@ -290,7 +286,7 @@ class _DiagonalShape:
     def stretch(self, z: Tensor) -> Tensor:
         return z.double() * self._stds
 
-    def learn(self, decay: float, rows: Tensor, weights: Tensor, carried: Tensor) -> tuple[Tensor, bool]:
+    def learn(self, decay: float, rows: Tensor, weights: Tensor, carried: Tensor) -> Tensor:
         # The exponential of the change, not one plus it: a coordinate's variance then stays positive by itself, however
         # much bad candidates take away. ``cma`` does so too, and learns at ln 2 times these rates.
         before, change = self._stds, (decay - 1.0) + weights @ rows.double() ** 2
@@ -299,7 +295,7 @@ class _DiagonalShape:
         held = int((stds != self._stds).sum())
         if held:
             _log.warning("CMA-ES: %d of %d scales are held at the ends of floating-point range", held, len(stds))
-        return carried * (before / self._stds), True
+        return carried * (before / self._stds)
 
     def greatest_std(self) -> float:
         return float(self._stds.max())
@@ -460,10 +456,7 @@ class BatchedCMAES:
         rows = torch.cat([z, path.float().unsqueeze(0)])
         shares = torch.nn.functional.pad(p.cmu * weights, (0, 1), value=p.c1)
         carried = torch.stack([path, z_mean, self._mirror])
-        (self._path, self._shift, self._mirror), kept = self._shape.learn(decay, rows, shares, carried)
-        if not kept:
-            # As long as the old axes were, it would stretch a round C at once to what it had been.
-            self._path = torch.zeros_like(self._path)
+        self._path, self._shift, self._mirror = self._shape.learn(decay, rows, shares, carried)
         return length
 
     def _adapt_sigma(self, path_length: float, ranking: Ranking) -> None:
@@ -499,7 +492,7 @@ class BatchedCMAES:
 
     def state(self) -> State:
         tensors = {"mean": self._mean, "sigma_path": self._sigma_path, "path": self._path, "shift": self._shift}
-        tensors |= {"mirror": self._mirror} if self._mirrored else {}
+        tensors["mirror"] = self._mirror
         tensors |= {f"shape.{name}": tensor for name, tensor in self._shape.state().items()}
         values = {
             "kind": "batched",
@@ -511,6 +504,7 @@ class BatchedCMAES:
             "sigma": self._sigma,
             "first_sigma": self._first_sigma,
             "trend": self._trend,
+            "mirrored": self._mirrored,
             "generation": self._generation,
         }
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, values
@@ -533,20 +527,20 @@ class BatchedCMAES:
         )
         restored._first_sigma, restored._sigma = values["first_sigma"], values["sigma"]
         restored._trend, restored._generation = values["trend"], values["generation"]
+        restored._mirrored = values["mirrored"]
         # Copies, because the alignment of what a file was read into could change the last bits of matrix products.
         parts = {name: tensor.to(restored._device, copy=True) for name, tensor in tensors.items()}
-        restored._sigma_path, restored._path, restored._shift = parts["sigma_path"], parts["path"], parts["shift"]
-        if "mirror" in parts:
-            restored._mirror, restored._mirrored = parts["mirror"], True
+        restored._sigma_path, restored._path = parts["sigma_path"], parts["path"]
+        restored._shift, restored._mirror = parts["shift"], parts["mirror"]
         if values["separable"]:
             restored._shape = _DiagonalShape(parts["shape.stds"])
         else:
             restored._shape = _FullShape(
                 parts["shape.factor"],
                 restored._parameters.gap,
-                parts.get("shape.rows"),
-                parts.get("shape.weights"),
-                float(parts.get("shape.decay", 1.0)),
+                parts["shape.rows"],
+                parts["shape.weights"],
+                float(parts["shape.decay"]),
             )
         restored._balance(restored._shape.greatest_std())
         return restored

@@ -76,7 +76,8 @@ def restore_optimizer(
     """The optimiser whose ``state()`` this was, on ``device``; None: on the device where it was.
 
     Raises CorruptFileError where no optimiser says that the state is its own, or a part of it is missing; ValueError
-    where the device is not here; RunMismatchError where pycma's search cannot be replayed here to the same bits.
+    where the device is not here; RunMismatchError where pycma's search cannot be replayed here to the same bits, or the
+    state is of another version's making.
     """
     kind = values.get("kind")
     if kind not in OPTIMIZERS:
