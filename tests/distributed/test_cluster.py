@@ -170,7 +170,8 @@ class BadNode:
 
 def nodes_of(fleet: RayFleet, count: int) -> list[str]:
     """Where its actors are, once so many are ready."""
-    for _ in range(100):
+    until = time.monotonic() + 150.0  # an heir rests a minute where the one before was lost again and again
+    while time.monotonic() < until:
         list(fleet.map(BadNode("none", 0.1), range(2)))
         nodes = [actor.node for actor in fleet._actors if actor.node is not None]
         if len(nodes) == count:
