@@ -139,7 +139,7 @@ class Problem:
 
 
 PROBLEMS = (
-    # The smallest populations, one of which is a mirrored candidate.
+    # The smallest populations: one of the candidates is mirrored.
     Problem(sphere, 10, 4, 1.0, 0.5, 1e-8, 20_000),
     Problem(ellipsoid, 10, 4, 1.0, 0.5, 1e-8, 40_000),
     Problem(sphere, 10, 5, 1.0, 0.5, 1e-8, 20_000),
@@ -245,16 +245,16 @@ def dream_hits(kind: str, seeds: int, count: Callable[[Point], int], task: Dream
 
 
 def generation_times(popsize: int) -> dict[str, tuple[float, float]]:
-    """Mean wall and CPU seconds of ask and tell at D = 867, by optimiser, in turns; those that warm up are left out.
+    """Mean wall and CPU seconds of ask and tell at D = 867, by optimiser, in turns.
 
-    The mean, and of more generations of a small population, since ours and pycma put off part of their work to every
-    n-th (with 4 candidates, the 40th): of fewer, one of them might be spared it altogether. JAX takes all cores,
-    whatever torch's number of threads.
+    The mean of whole cycles, after one to warm up, since ours and pycma put off part of their work to every n-th
+    generation (with 4 candidates, the 40th). JAX takes all cores, whatever torch's number of threads.
     """
-    first, generations = (40, 120) if popsize < 64 else (1, 32 if popsize < 256 else 9)
+    cycle = Parameters.of(_DIMENSION, popsize, separable=False).gap
+    generations = cycle * max(3, math.ceil((9 if popsize >= 256 else 32) / cycle))
     optimizers = {name: kind(torch.zeros(_DIMENSION), 0.1, popsize) for name, kind in rivals().items()}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in optimizers}
-    for _ in range(first + generations):
+    for _ in range(cycle + generations):
         for name, optimizer in optimizers.items():
             wall, cpu = time.perf_counter(), time.process_time()
             candidates = optimizer.ask()
@@ -263,7 +263,7 @@ def generation_times(popsize: int) -> dict[str, tuple[float, float]]:
             wall, cpu = wall - time.perf_counter(), cpu - time.process_time()
             optimizer.tell(returns)
             times[name].append((wall + time.perf_counter(), cpu + time.process_time()))
-    means = {name: np.mean(each[first:], axis=0) for name, each in times.items()}
+    means = {name: np.mean(each[cycle:], axis=0) for name, each in times.items()}
     return {name: (float(wall), float(cpu)) for name, (wall, cpu) in means.items()}
 
 

@@ -182,3 +182,20 @@ def test_words_that_say_nothing_are_refused(words: list[str], message: str) -> N
     said = CliRunner().invoke(evolution.main, ["--part", "memory", *words])
     assert said.exit_code == 2
     assert message in " ".join(said.output.split())
+
+
+def test_speed_counts_whole_cycles_of_what_is_put_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 4 candidates the factor is refreshed each 40th generation, which costs as much as twenty others."""
+    refreshed = []
+
+    class Watched(BatchedCMAES):
+        def tell(self, returns) -> None:
+            before = self._shape.factor()
+            super().tell(returns)
+            refreshed.append(self._shape.factor() is not before)
+
+    monkeypatch.setattr(evolution, "rivals", lambda: {"batched": Watched})
+    assert list(evolution.generation_times(4)) == ["batched"]
+    warm, measured = refreshed[:40], refreshed[40:]
+    assert sum(warm) == 1
+    assert len(measured) == 40 * sum(measured) >= 120

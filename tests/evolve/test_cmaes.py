@@ -146,7 +146,7 @@ def test_the_update_is_the_textbook_one(device: str, D: int, P: int, gap: int, s
 
 
 @pytest.mark.parametrize(
-    ("dimension", "popsize"), [(10, 4), (867, 5), (10, 6), (5, 8), (100, 4096), (867, 64), (867, 4096)]
+    ("dimension", "popsize"), [(10, 4), (867, 5), (10, 6), (5, 8), (10, 10), (100, 4096), (867, 64), (867, 4096)]
 )
 def test_the_parameters_are_those_of_the_package(dimension: int, popsize: int) -> None:
     cma = pytest.importorskip("cma")

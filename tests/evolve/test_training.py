@@ -232,6 +232,14 @@ def test_other_random_numbers_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
         train(tmp_path, dream=Hill(1.0))
 
 
+@pytest.mark.parametrize("kept", [{}, {"key": {"seed": 3}}])
+def test_checkpoints_that_do_not_say_what_they_are_of_are_refused(kept: dict[str, Any], tmp_path: Path) -> None:
+    """As earlier versions wrote them."""
+    Checkpoints(tmp_path / "checkpoints").save(1, {"start": torch.zeros(D)}, {"where": {"phase": 0}} | kept)
+    with pytest.raises(RunMismatchError, match="rng_version was None and is now 1"):
+        train(tmp_path, dream=Hill(1.0))
+
+
 def test_pycmas_search_that_cannot_be_replayed_is_refused_with_its_folder(tmp_path: Path) -> None:
     hill = Hill(1.0)
     hill.killed_at = 3

@@ -205,6 +205,7 @@ class _FullShape:
         # The condition has no other bound: C is never formed. One on the diagonal's stretch, 10^7, was tried: where the
         # condition is 10^14 or more, the search began anew again and again.
         if float(factor.diagonal().min()) >= LEAST_AXIS and greatest <= GREATEST_AXIS:
+            # Contiguous, as a restored state is: what is summed up in another order ends in other bits.
             carried = torch.linalg.solve_triangular(update, carried.T, upper=False).T.contiguous()
         else:
             _log.warning(

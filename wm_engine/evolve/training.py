@@ -469,7 +469,7 @@ class _Training:
         if latest is None:
             return
         _, tensors, state = latest
-        differences = _differences(state["key"], self._key)
+        differences = _differences(state.get("key", {}), self._key)
         if differences:
             raise RunMismatchError(
                 f"{self._checkpoints.folder}: belongs to another training of the controller: {'; '.join(differences)}. "
