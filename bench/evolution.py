@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, TypeVar
@@ -44,6 +44,7 @@ OPTIMIZERS: dict[str, type[PycmaES] | type[BatchedCMAES]] = {"pycma": PycmaES, "
 Kind: TypeAlias = "type[PycmaES] | type[BatchedCMAES] | type[EvosaxCMAES]"
 T = TypeVar("T")
 _DIMENSION = 867  # of the paper's controller
+_SMALLER = (3, 10, 51, 100, 300)  # down from there
 
 
 class DiagonalPycma(PycmaES):
@@ -244,15 +245,15 @@ def dream_hits(kind: str, seeds: int, count: Callable[[Point], int], task: Dream
     return hits
 
 
-def generation_times(popsize: int) -> dict[str, tuple[float, float]]:
-    """Mean wall and CPU seconds of ask and tell at D = 867, by optimiser, in turns.
+def generation_times(dimension: int, popsize: int, kinds: Mapping[str, Kind]) -> dict[str, tuple[float, float]]:
+    """Mean wall and CPU seconds of ask and tell, by optimiser, in turns.
 
     The mean of whole cycles, after one to warm up, since ours and pycma put off part of their work to every n-th
     generation (with 4 candidates, the 40th). JAX takes all cores, whatever torch's number of threads.
     """
-    cycle = Parameters.of(_DIMENSION, popsize, separable=False).gap
+    cycle = Parameters.of(dimension, popsize, separable=False).gap
     generations = cycle * max(3, math.ceil((9 if popsize >= 256 else 32) / cycle))
-    optimizers = {name: kind(torch.zeros(_DIMENSION), 0.1, popsize) for name, kind in rivals().items()}
+    optimizers = {name: kind(torch.zeros(dimension), 0.1, popsize) for name, kind in kinds.items()}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in optimizers}
     for _ in range(cycle + generations):
         for name, optimizer in optimizers.items():
@@ -407,7 +408,7 @@ def show_speed(popsizes: list[int]) -> None:
     extra = [f"{name} {unit}" for name in others for unit in ("ms", "CPU ms")]
     click.echo(line(*columns, "pycma share", "batched share", *extra))
     for popsize in popsizes:
-        times = generation_times(popsize)
+        times = generation_times(_DIMENSION, popsize, rivals())
         (wall, cpu), (our_wall, our_cpu) = times["pycma"], times["batched"]
         walls = [f"{1e3 * wall:.1f}", f"{1e3 * our_wall:.1f}", f"{wall / our_wall:.1f}"]
         cpus = [f"{1e3 * cpu:.1f}", f"{1e3 * our_cpu:.1f}", f"{cpu / our_cpu:.1f}"]
@@ -415,6 +416,17 @@ def show_speed(popsizes: list[int]) -> None:
         shares = [f"{wall / dream:.2%}", f"{our_wall / dream:.2%}"]
         theirs = [f"{1e3 * seconds:.1f}" for name in others for seconds in times[name]]
         click.echo(line(str(popsize), *walls, *cpus, f"{dream:.1f}", *shares, *theirs))
+
+
+def show_crossover(popsizes: list[int]) -> None:
+    """The table of where the batched optimiser becomes the faster one: nowhere, where all ratios are above 1."""
+    threads = torch.get_num_threads()
+    click.echo(f"\nAsk and tell, pycma's time over the batched one's, {threads} thread(s):")
+    line = _columns(6, *[8] * len(_SMALLER))
+    click.echo(line("P", *(f"D = {dimension}" for dimension in _SMALLER)))
+    for popsize in popsizes:
+        times = [generation_times(dimension, popsize, OPTIMIZERS) for dimension in _SMALLER]
+        click.echo(line(str(popsize), *(f"{each['pycma'][0] / each['batched'][0]:.2f}" for each in times)))
 
 
 def show_memory(popsizes: list[int]) -> None:
@@ -499,6 +511,7 @@ def main(
     if "speed" in wanted:
         for count in counts:
             alone(count, show_speed, [4, 16, 32, *popsizes])
+            alone(count, show_crossover, [4, 8, 16, 32, *popsizes])
     if "memory" in wanted:
         show_memory(popsizes)
     if out is not None and measured:

@@ -17,7 +17,7 @@ from wm_engine.errors import ConfigError, MissingDependencyError
 from wm_engine.evolve import DreamFitness
 from wm_engine.kernels import MOST
 from wm_engine.memory.model import MDNRNN
-from wm_engine.rounds import Round, check_environment, make_dreamer
+from wm_engine.rounds import Round, check_environment, check_machine, make_dreamer
 from wm_engine.runs import RunFolder, read_json
 
 
@@ -72,11 +72,11 @@ def test_a_squash_that_leaves_the_bounds_of_the_actions_is_refused(asked):
         check_environment(config_of(("tanh", "argmax", "sigmoid")))
 
 
-def test_an_optimizer_that_cannot_live_where_it_is_told_to_is_refused(asked, monkeypatch):
+def test_an_optimizer_that_cannot_live_where_it_is_told_to_is_refused(monkeypatch):
     monkeypatch.setattr("wm_engine.checks.device_counts", lambda: {"cpu": 1, "cuda": 1, "mps": 1})
 
-    def evolving(device, population, hidden_units=0):
-        settings = {"optimizer_device": device, "population": population, "hidden_units": hidden_units}
+    def evolving(device, optimizer="auto"):
+        settings = {"optimizer_device": device, "optimizer": optimizer}
         return make_config({"controller": settings, "device": "cpu"}, "test")
 
     for device, message in (
@@ -85,13 +85,12 @@ def test_an_optimizer_that_cannot_live_where_it_is_told_to_is_refused(asked, mon
         ("mps", "device must know float64, but was 'mps'"),
     ):
         with pytest.raises(ConfigError, match=rf"controller\.optimizer_device: {message}"):
-            check_environment(evolving(device, 256))
-    # `auto` goes by the size of the controller that will be evolved: 867 parameters, or 5,843 with 20 hidden units.
+            check_machine(evolving(device))
     with pytest.raises(
-        ConfigError, match="'cpu' for 'pycma', which 'auto' takes for a popsize of 64, but was 'cuda:0'"
+        ConfigError, match=r"controller\.optimizer_device: device must be 'cpu' for 'pycma' but was 'cuda:0'"
     ):
-        check_environment(evolving("cuda:0", 64))
-    check_environment(evolving("cuda:0", 64, hidden_units=20))
+        check_machine(evolving("cuda:0", "pycma"))
+    check_machine(evolving("cuda:0"))
 
 
 def test_one_word_stands_for_all_actions():

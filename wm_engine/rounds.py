@@ -80,13 +80,17 @@ def device_of(config: Config) -> torch.device:
 
 
 def check_machine(config: Config) -> None:
-    """Raise ConfigError or MissingDependencyError where this machine cannot dream as ``config`` asks.
+    """Raise ConfigError or MissingDependencyError where this machine cannot dream, or evolve, as ``config`` asks.
 
     Asked before the first stage: the dream comes hours later in a long run.
     """
     spec = ControllerSpec(latent=1, hidden=1, action=1, squash="tanh")
     m = MDNRNN(latent=1, action=1, hidden=1, mixtures=1, mixture=config.memory.mixture)
     make_engine(config, m, spec)
+    try:
+        choose_optimizer(config.controller.optimizer, config.controller.optimizer_device)
+    except ValueError as error:
+        raise ConfigError(f"controller.optimizer_device: {error}") from error
 
 
 def load_models(current: Round) -> tuple[VAE, MDNRNN]:
@@ -117,7 +121,7 @@ def _controller_spec(
 
 
 def check_environment(config: Config) -> None:
-    """Raise ConfigError or MissingDependencyError where the environment cannot be made, or C not act in it or evolve.
+    """Raise ConfigError or MissingDependencyError where the environment cannot be made, or C cannot act in it.
 
     Asked before the run folder is written to: a mistyped ``env.id`` must not stand in the records of a begun run.
     """
@@ -125,12 +129,7 @@ def check_environment(config: Config) -> None:
     scored_on = config.env.model_copy(update={"backend": config.evaluate.backend})
     if choose_backend(scored_on) != choose_backend(config.env):
         make_env(scored_on, 1).close()
-    settings = config.controller
-    spec = _controller_spec(config, ranges, config.vision.latent, config.memory.hidden, len(ranges))
-    try:
-        choose_optimizer(settings.optimizer, settings.population, spec.num_params, settings.optimizer_device)
-    except ValueError as error:
-        raise ConfigError(f"controller.optimizer_device: {error}") from error
+    _controller_spec(config, ranges, config.vision.latent, config.memory.hidden, len(ranges))
 
 
 def _action_ranges(config: Config) -> list[tuple[float, float]]:

@@ -184,6 +184,19 @@ def test_words_that_say_nothing_are_refused(words: list[str], message: str) -> N
     assert message in " ".join(said.output.split())
 
 
+def test_where_the_batched_one_becomes_the_faster_is_seen(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    taken = {"pycma": 2.0, "batched": 0.5}
+
+    def timed(dimension, popsize, kinds):
+        return {name: (taken[name] * (dimension if name == "pycma" else popsize), 0.0) for name in kinds}
+
+    monkeypatch.setattr(evolution, "generation_times", timed)
+    monkeypatch.setattr(evolution, "_SMALLER", (4, 8))
+    evolution.show_crossover([4, 64])
+    table = [line.split() for line in capsys.readouterr().out.splitlines()[-3:]]
+    assert table == [["P", "D", "=", "4", "D", "=", "8"], ["4", "4.00", "8.00"], ["64", "0.25", "0.50"]]
+
+
 def test_speed_counts_whole_cycles_of_what_is_put_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """With 4 candidates the factor is refreshed each 40th generation, which costs as much as twenty others."""
     refreshed = []
@@ -194,8 +207,7 @@ def test_speed_counts_whole_cycles_of_what_is_put_off(monkeypatch: pytest.Monkey
             super().tell(returns)
             refreshed.append(self._shape.factor() is not before)
 
-    monkeypatch.setattr(evolution, "rivals", lambda: {"batched": Watched})
-    assert list(evolution.generation_times(4)) == ["batched"]
+    assert list(evolution.generation_times(867, 4, {"batched": Watched})) == ["batched"]
     warm, measured = refreshed[:40], refreshed[40:]
     assert sum(warm) == 1
     assert len(measured) == 40 * sum(measured) >= 120

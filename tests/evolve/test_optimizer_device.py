@@ -151,22 +151,21 @@ def test_returns_of_any_kind_are_told(kind: Callable[[Tensor], Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "popsize", "beside", "found"),
+    ("name", "beside", "found"),
     [
-        ("auto", 64, CUDA, ("pycma", CPU)),
-        ("auto", 256, CUDA, ("batched", CUDA)),
-        ("auto", 256, torch.device("cuda:1"), ("batched", torch.device("cuda:1"))),
-        ("auto", 256, CPU, ("batched", CPU)),
-        ("batched", 64, CUDA, ("batched", CUDA)),
-        ("batched", 64, MPS, ("batched", CPU)),
-        ("pycma", 4096, CUDA, ("pycma", CPU)),
+        ("auto", CUDA, ("batched", CUDA)),
+        ("auto", torch.device("cuda:1"), ("batched", torch.device("cuda:1"))),
+        ("auto", CPU, ("batched", CPU)),
+        ("batched", CUDA, ("batched", CUDA)),
+        ("batched", MPS, ("batched", CPU)),
+        ("pycma", CUDA, ("pycma", CPU)),
     ],
 )
 def test_auto_is_the_dreams_device_where_it_can(
-    name: str, popsize: int, beside: torch.device, found: tuple[str, torch.device]
+    name: str, beside: torch.device, found: tuple[str, torch.device]
 ) -> None:
-    assert choose_optimizer(name, popsize, 867, "auto", beside) == found
-    assert choose_optimizer(name, popsize, 867, "cpu", beside) == (found[0], CPU)
+    assert choose_optimizer(name, "auto", beside) == found
+    assert choose_optimizer(name, "cpu", beside) == (found[0], CPU)
 
 
 def test_a_device_that_cannot_be_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,9 +180,7 @@ def test_a_device_that_cannot_be_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(ValueError, match=message):
             make_optimizer("batched", torch.zeros(4), 0.5, 8, device=device)
     with pytest.raises(ValueError, match="device must be 'cpu' for 'pycma' but was 'cuda'; 'batched' can live there"):
-        choose_optimizer("pycma", 256, 867, "cuda")
-    with pytest.raises(ValueError, match="'cpu' for 'pycma', which 'auto' takes for a popsize of 64, but was 'cuda:0'"):
-        make_optimizer("auto", torch.zeros(4), 0.5, 64, device="cuda:0")
+        choose_optimizer("pycma", "cuda")
 
 
 class Killed(BaseException):

@@ -144,9 +144,10 @@ def test_the_final_chooses_by_fresh_luck(tmp_path: Path) -> None:
     assert (result.params - 1.0).norm() < (lucky - 1.0).norm()
 
 
+@pytest.mark.parametrize("optimizer", ["pycma", "batched"])
 @pytest.mark.parametrize("train_in", ["dream", "dream_then_real"])
-def test_killed_at_any_call_it_ends_the_same(tmp_path: Path, train_in: str) -> None:
-    chosen = settings(train_in=train_in)
+def test_killed_at_any_call_it_ends_the_same(tmp_path: Path, train_in: str, optimizer: str) -> None:
+    chosen = settings(train_in=train_in, optimizer=optimizer)
     dream, real = Hill(1.0), Hill(0.5)
     whole = train(tmp_path / "whole", settings=chosen, dream=dream, real=real)
     for which, calls in (("dream", dream.calls), ("real", real.calls)):
@@ -159,8 +160,11 @@ def test_killed_at_any_call_it_ends_the_same(tmp_path: Path, train_in: str) -> N
             assert_equal(train(folder, settings=chosen, dream=Hill(1.0), real=Hill(0.5)), whole)
 
 
-def test_killed_while_a_checkpoint_is_written_it_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = settings(train_in="dream_then_real")
+@pytest.mark.parametrize("optimizer", ["pycma", "batched"])
+def test_killed_while_a_checkpoint_is_written_it_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    chosen = settings(train_in="dream_then_real", optimizer=optimizer)
     whole = train(tmp_path / "whole", settings=chosen, dream=Hill(1.0), real=Hill(0.5))
     for kill in range(6 + 1 + 4 + 1):
         saves = 0
@@ -241,15 +245,15 @@ def test_checkpoints_that_do_not_say_what_they_are_of_are_refused(kept: dict[str
 
 
 def test_pycmas_search_that_cannot_be_replayed_is_refused_with_its_folder(tmp_path: Path) -> None:
-    hill = Hill(1.0)
+    hill, chosen = Hill(1.0), settings(optimizer="pycma")
     hill.killed_at = 3
     with pytest.raises(Killed):
-        train(tmp_path, dream=hill)
+        train(tmp_path, settings=chosen, dream=hill)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     step, tensors, state = checkpoints.latest()
     checkpoints.save(step, tensors | {"optimizer.mean": tensors["optimizer.mean"] + 1.0}, state)
     with pytest.raises(RunMismatchError, match=r"checkpoints: pycma's search cannot be replayed here"):
-        train(tmp_path, dream=Hill(1.0))
+        train(tmp_path, settings=chosen, dream=Hill(1.0))
 
 
 @pytest.mark.parametrize("returns", [torch.zeros(8), torch.zeros(7, 3), torch.zeros(8, 0), [[0.0]] * 8])
@@ -389,9 +393,10 @@ def test_a_new_training_goes_on_with_an_earlier_ones_distribution(tmp_path: Path
     assert rows[0]["mean"] > read_metrics(tmp_path / "first" / "metrics" / "metrics.jsonl")[0]["mean"]
 
 
-def test_killed_at_any_call_a_training_from_a_distribution_ends_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["pycma", "batched"])
+def test_killed_at_any_call_a_training_from_a_distribution_ends_the_same(tmp_path: Path, optimizer: str) -> None:
     initial = Distribution(torch.full((D,), 0.5, dtype=torch.float64), 0.2, torch.linspace(0.5, 2.0, D).double())
-    chosen = settings(train_in="dream_then_real")
+    chosen = settings(train_in="dream_then_real", optimizer=optimizer)
     dream = Hill(1.0)
     whole = train(tmp_path / "whole", settings=chosen, dream=dream, real=Hill(0.5), initial=initial)
     for kill in range(dream.calls):

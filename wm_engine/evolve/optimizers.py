@@ -9,43 +9,34 @@ from torch import Tensor
 
 from wm_engine.checks import check_choice
 from wm_engine.errors import CorruptFileError
-from wm_engine.evolve.cmaes import MOST_FULL_DIMENSIONS, BatchedCMAES
-from wm_engine.evolve.protocol import WITHOUT_FLOAT64, Optimizer, check_home, check_start
+from wm_engine.evolve.cmaes import BatchedCMAES
+from wm_engine.evolve.protocol import WITHOUT_FLOAT64, Optimizer, check_home
 from wm_engine.evolve.pycma import PycmaES
 
 OPTIMIZERS: dict[str, type[PycmaES] | type[BatchedCMAES]] = {"pycma": PycmaES, "batched": BatchedCMAES}
-
-# A choice, not where the two break even: both are of equal quality, and the batched one is the faster at every size
-# measured (docs/evolution.md). Below this the optimiser is about a hundredth of a generation's time beside a dream of
-# 1,000 steps on the CPU, so speed decides nothing there, and small runs are the reference implementation's.
-BATCHED_FROM = 128
-
 
 _CPU = torch.device("cpu")
 
 
 def choose_optimizer(
-    name: str, popsize: int, dimension: int, device: str | torch.device = "auto", beside: torch.device = _CPU
+    name: str, device: str | torch.device = "auto", beside: torch.device = _CPU
 ) -> tuple[str, torch.device]:
     """The name of an optimiser, "pycma" or "batched", and the device that it lives on.
 
-    name : "auto" takes ``pycma`` below a popsize of 128, else ``batched``; above 5,000 dimensions always ``batched``,
-        which then learns a diagonal only
+    name : "auto" takes ``batched``, which was the faster of the two from the smallest population on, at every dimension
+        measured, and of the same quality (docs/evolution.md); above 5,000 dimensions it learns a diagonal only
     device : "auto" takes ``beside``, the device of the fitness, so that candidates need not leave it; but the CPU for
         ``pycma``, and in place of a device without float64 (MPS)
 
     Raises ValueError for an unknown name, and for a device that is not here or that the optimiser cannot live on.
     """
     check_choice("optimizer", name, ("auto", *OPTIMIZERS))
-    chosen = name
-    if name == "auto":
-        chosen = "pycma" if popsize < BATCHED_FROM and dimension <= MOST_FULL_DIMENSIONS else "batched"
+    chosen = "batched" if name == "auto" else name
     if device == "auto":
         return chosen, _CPU if chosen == "pycma" or beside.type in WITHOUT_FLOAT64 else beside
     home = check_home(device)
     if chosen == "pycma" and home.type != "cpu":
-        why = "" if name == chosen else f", which {name!r} takes for a popsize of {popsize},"
-        raise ValueError(f"device must be 'cpu' for 'pycma'{why} but was {str(home)!r}; 'batched' can live there")
+        raise ValueError(f"device must be 'cpu' for 'pycma' but was {str(home)!r}; 'batched' can live there")
     return chosen, home
 
 
@@ -63,8 +54,7 @@ def make_optimizer(
 
     ``factor``: of the first distribution; None: the identity.
     """
-    mean, _, popsize, _ = check_start(x0, sigma, popsize, seed)
-    name, home = choose_optimizer(name, popsize, mean.size, device)
+    name, home = choose_optimizer(name, device)
     if name == "pycma":
         return PycmaES(x0, sigma, popsize, seed, factor=factor)
     return BatchedCMAES(x0, sigma, popsize, seed, factor=factor, device=home)

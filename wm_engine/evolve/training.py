@@ -65,7 +65,9 @@ class ControllerSettings(Section):
         (), description="C's squash for each action, or one word for all; none: tanh for [-1, 1], sigmoid for [0, 1]"
     )
     train_in: Literal["dream", "real", "dream_then_real"] = Field("dream", description="where C is evolved")
-    optimizer: Literal["auto", "pycma", "batched"] = Field("auto", description="the evolution strategy")
+    optimizer: Literal["auto", "pycma", "batched"] = Field(
+        "auto", description="the evolution strategy; auto takes batched, the faster one at every size"
+    )
     optimizer_device: str = Field(
         "auto",
         description="where a batched one lives: cpu, cuda, cuda:1; auto takes the dream's device, if that has float64",
@@ -226,7 +228,7 @@ def train_controller(
     whole phase, has no finite return, or no finalist of a phase does.
     """
     fitnesses = {"dream": dream, "real": real}
-    phases = [_phase(settings, name, spec, fitnesses[name]) for name in settings.train_in.split("_then_")]
+    phases = [_phase(settings, name, fitnesses[name]) for name in settings.train_in.split("_then_")]
     if not isinstance(initial, Distribution):
         mean = torch.zeros(spec.num_params) if initial is None else initial
         initial = Distribution(mean, phases[0].sigma)
@@ -247,13 +249,10 @@ def train_controller(
     return training.result(fitnesses, spec)
 
 
-def _phase(settings: ControllerSettings, name: str, spec: ControllerSpec, fitness: Fitness | None) -> _Phase:
+def _phase(settings: ControllerSettings, name: str, fitness: Fitness | None) -> _Phase:
     if fitness is None:
         raise ValueError(f"{name} must be a fitness where train_in is {settings.train_in!r}, but was None")
-    chosen = choose_optimizer(
-        settings.optimizer, settings.population, spec.num_params, settings.optimizer_device, fitness.device
-    )
-    where = (name, fitness, *chosen)
+    where = (name, fitness, *choose_optimizer(settings.optimizer, settings.optimizer_device, fitness.device))
     if name == "dream":
         return _Phase(*where, settings.dream_generations, settings.sigma, settings.final_dream_episodes)
     sigma = settings.real_sigma if settings.train_in == "dream_then_real" else settings.sigma
