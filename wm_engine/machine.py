@@ -49,10 +49,11 @@ def describe_blas() -> tuple[str, int]:
 
 @contextlib.contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Torch keeps to one thread while other processes need the CPUs.
+    """Torch keeps to one thread while other processes, or NumPy's BLAS, need the CPUs.
 
-    OpenMP's threads spin for milliseconds after each operation: beside gymnasium's worker processes they take the very
-    CPUs that the next frames are waiting for.
+    OpenMP's threads spin for milliseconds after each operation. Beside gymnasium's worker processes they take the very
+    CPUs that the next frames are waiting for, and beside the threads of NumPy's BLAS those that its next product needs:
+    an optimiser with two threads of each on two CPUs took up to six times as long as with one.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

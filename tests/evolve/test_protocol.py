@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from fractions import Fraction
 from typing import Any
 
@@ -164,6 +165,33 @@ def test_a_search_from_a_distribution_survives_its_state(kind: type[PycmaES] | t
     again = restore_optimizer(*search.state())
     assert torch.equal(again.ask(), search.ask())
     assert torch.equal(again.distribution.mean, search.distribution.mean)
+
+
+@pytest.mark.usefixtures("threads_kept")
+@pytest.mark.parametrize(("kind", "of_ask"), [(PycmaES, "as_float64"), (BatchedCMAES, "derive_seed")])
+def test_torchs_threads_rest_while_blas_works(
+    kind: type[PycmaES] | type[BatchedCMAES], of_ask: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenMP's spin on after each operation, on the CPUs that BLAS's threads wait for."""
+    module, seen = inspect.getmodule(kind), {}
+
+    def watch(name: str) -> None:
+        called = getattr(module, name)
+
+        def watched(*arguments: Any, **named: Any) -> Any:
+            seen[name] = torch.get_num_threads()
+            return called(*arguments, **named)
+
+        monkeypatch.setattr(module, name, watched)
+
+    watch(of_ask)
+    watch("rank")
+    torch.set_num_threads(2)
+    optimizer = kind(torch.zeros(4), 0.5, 6)
+    optimizer.ask()
+    optimizer.tell(torch.arange(6.0))
+    assert seen == {of_ask: 1, "rank": 1}
+    assert torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize("kind", [PycmaES, BatchedCMAES])

@@ -45,6 +45,7 @@ from wm_engine.evolve.protocol import (
     rank,
     surplus,
 )
+from wm_engine.machine import one_torch_thread
 
 _log = logging.getLogger(__name__)
 
@@ -392,6 +393,7 @@ class BatchedCMAES:
     def distribution(self) -> Distribution:
         return Distribution.balanced(self.mean.cpu(), self._sigma, self._shape.factor().cpu().clone())
 
+    @one_torch_thread()
     def ask(self) -> Tensor:
         if self._drawn is None:
             z = self._draw()
@@ -413,6 +415,7 @@ class BatchedCMAES:
             z[place] = _lengthened(self._mirror, z[place]) if longer else self._mirror.float()
         return z
 
+    @one_torch_thread()
     def tell(self, returns: Returns) -> None:
         if self._drawn is None:
             raise RuntimeError("tell: ask() first; a generation is told once")

@@ -23,7 +23,7 @@ from wm_engine.evolve.protocol import (
     held_std,
     rank,
 )
-from wm_engine.machine import describe_blas
+from wm_engine.machine import describe_blas, one_torch_thread
 
 _log = logging.getLogger(__name__)
 
@@ -123,11 +123,13 @@ class PycmaES:
         steps = points * self._factor if self._factor.dim() == 1 else points @ self._factor.T
         return as_float64(self._x0) + steps
 
+    @one_torch_thread()
     def ask(self) -> Tensor:
         if self._asked is None:
             self._asked = self._es.ask()
         return self._outside(as_float64(np.stack(self._asked)))
 
+    @one_torch_thread()
     def tell(self, returns: Returns) -> None:
         if self._asked is None:
             raise RuntimeError("tell: ask() first; a generation is told once")
