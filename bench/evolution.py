@@ -170,7 +170,7 @@ PROBLEMS = (
     Problem(ellipsoid, _DIMENSION, 64, 1.0, 0.5, 5e5, 60_000),
     Problem(rosenbrock, _DIMENSION, 64, 0.0, 0.1, 860.0, 40_000),
     Problem(rastrigin, _DIMENSION, 64, 3.0, 2.0, 8.0 * _DIMENSION, 60_000),
-    # A population for which `auto` takes the batched one.
+    # Four times as large a population.
     Problem(sphere, _DIMENSION, 256, 1.0, 0.5, 0.01 * _DIMENSION, 100_000),
 )
 
