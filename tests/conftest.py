@@ -49,15 +49,13 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.chdir(tmp_path_factory.mktemp("elsewhere"))
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """One torch thread: threads wait for each other by spinning, and on busy cores small tensors take minutes."""
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """One torch thread, but where a test takes more: threads wait for each other by spinning, and on busy cores small
+    tensors take minutes. Processes that tests start, and the core's dreams, have as many as ever."""
     import torch
 
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -245,11 +245,7 @@ def test_the_command_measures_plots_and_remembers(monkeypatch, tmp_path):
     sizes = ["-P2", "-P4", "-E3", "-T8", "-Z4", "-H8", "-K2", "--rounds=3"]
     sizes += ["--peers=none", "--backend=torch", "--precision=fp32"]
     files = ["--json", str(tmp_path / "b.json"), "--plot", str(tmp_path / "b.png"), "--history-file", str(history_file)]
-    threads = torch.get_num_threads()
-    try:
-        result = CliRunner().invoke(bench, [*sizes, *files])
-    finally:
-        torch.set_num_threads(threads)
+    result = CliRunner().invoke(bench, [*sizes, *files])
     assert result.exit_code == 0, result.output
     assert "P=2 E=3 T=8" in result.output
     assert "torch fp32 *" in result.output
@@ -383,12 +379,8 @@ def test_the_profile_of_a_wrong_backend_is_refused(monkeypatch):
 def test_the_profile_command_writes_trace_table_and_plot(monkeypatch, tmp_path):
     monkeypatch.setattr(roofs, "_SIDE", {"cpu": 64})
     monkeypatch.setattr(roofs, "_MEMORY_BYTES", {"cpu": 1 << 16})
-    threads = torch.get_num_threads()
-    try:
-        arguments = ["-P2", "-E3", "-T4", "-Z4", "-H8", "-K2", "--backend=torch", "--out", str(tmp_path / "p")]
-        result = CliRunner().invoke(profile, arguments)
-    finally:
-        torch.set_num_threads(threads)
+    arguments = ["-P2", "-E3", "-T4", "-Z4", "-H8", "-K2", "--backend=torch", "--out", str(tmp_path / "p")]
+    result = CliRunner().invoke(profile, arguments)
     assert result.exit_code == 0, result.output
     assert "aten::" in result.output
     assert json.loads((tmp_path / "p" / "trace.json").read_text())["traceEvents"]

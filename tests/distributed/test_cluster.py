@@ -306,13 +306,11 @@ def test_real_episodes_are_driven_by_the_same_actors(pair: RayFleet, world: Worl
     parts = VAE(4), MDNRNN(latent=4, action=3, hidden=6, mixtures=3, mixture="per_dim"), spec
     params = 0.5 * torch.randn(4, spec.num_params)
     options: dict[str, Any] = {"episodes": 1, "max_steps": 10, "lanes": 2, "seed": 5}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the actors: the last bits of V follow from the number of threads
+    # With one thread, as the actors have: the last bits of V follow from their number.
     alone, shared = (RealFitness(EnvSettings(), *parts, **options, fleet=where) for where in (None, pair))
     assert torch.equal(shared(params, 0), alone(params, 0))
     assert shared.steps == alone.steps
     alone.close()
-    torch.set_num_threads(threads)
     assert_same(FleetEngine(recipe(world), pair).rollout(world.params, world.starts, **PLAN), whole(world))
 
 

@@ -489,7 +489,6 @@ def raced_process(folder: Path, moment: tuple[str, int, int] | None) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
 def test_raced_processes_that_are_killed_end_with_the_same_bytes(tmp_path: Path) -> None:
     """One training whose processes die one after the other, each later on, beside one that nobody killed."""
 

@@ -22,8 +22,6 @@ from wm_engine.records import Recorder, read_metrics
 from wm_engine.runs import Checkpoints
 from wm_engine.vision.latents import encode_store
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SETTINGS = MemorySettings(
     steps=7, batch_size=4, sequence_length=8, hidden=16, mixtures=2, holdout=0.25, checkpoint_seconds=0.0
 )

@@ -17,8 +17,6 @@ from wm_engine.vision import training as vision_training
 from wm_engine.vision.model import VAE
 from wm_engine.vision.training import VisionSettings, kl_divergence, reconstruction_error, train_vision
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 # 65 frames, 52 of them for training: batches of 16 make epochs of four steps, the last one short.
 SETTINGS = VisionSettings(steps=5, batch_size=16, latent=4, holdout=0.2, precision="fp32")
 
