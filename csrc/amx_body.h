@@ -1,5 +1,6 @@
-// The matrix products of a step on AMX's tiles, for bf16 and int8: what lstm.h does in registers, 16 rows at a time. The
-// unit is set up for whole tiles once: rows beyond the last live one are multiplied too, and read by nobody.
+// The matrix products of a step on AMX's tiles, for bf16 and int8: what products.h and lstm.h do in registers, 16 rows
+// at a time. The unit is set up for whole tiles once: rows beyond the last live one are multiplied too, and read by
+// nobody.
 //
 // Tiles 0 to 3 hold sums, of up to four vectors of columns; 4 a tile of rows; 5 to 7 weights.
 #pragma once
@@ -14,28 +15,28 @@ static_assert(kTile == kAmxRows && kWidth * sizeof(float) == kAmxBytes, "a vecto
 
 template <class Mode>
 struct Amx {
-  typedef typename Mode::In In;
-  typedef typename Mode::Hid Hid;
+  typedef typename Mode::Input Input;
+  typedef typename Mode::Hidden Hidden;
 
   // The LSTM's gates and cells of `live` rows, as lstm_block has them. Rows are so many elements apart; there is memory
   // of `in` and `h` up to whole tiles.
-  static void gates(const wm::Model& m, int64_t live, const In* in, int64_t in_row, const Hid* h, int64_t h_row,
-                    const float* unit, float* cell, int64_t cell_row, float* h_next, int64_t next_row) {
+  static void gates(const wm::Model& m, int64_t live, const Input* in, int64_t in_row, const Hidden* h, int64_t h_row,
+                    const float* h_scale, float* cell, int64_t cell_row, float* h_next, int64_t next_row) {
     AmxUnit amx;
     const int64_t depth = m.latent + m.action;
     for (int64_t block = 0; block < m.unit_blocks; ++block)
       for (int64_t first = 0; first < live; first += kAmxRows) {
         const int64_t rows = live - first < kAmxRows ? live - first : kAmxRows;
-        const auto unit_of = [&](int64_t r) { return unit[first + r]; };
+        const auto scale_of = [&](int64_t r) { return h_scale[first + r]; };
         Sums<kGroup> sums;
         start<kGroup>(amx, h + first * h_row, h_row, m.gates_hidden, block, m.hidden);
         if constexpr (Mode::kQuantised) {
           store(amx, sums);
-          scale(m.gates_hidden, block, rows, unit_of, sums);
+          scale(m.gates_hidden, block, rows, scale_of, sums);
           load(amx, sums);
         }
-        accumulate<In, kGroup>(amx, in + first * in_row, in_row, group_weights<In>(m.gates_input, block, depth),
-                               padded<In>(depth));
+        accumulate<Input, kGroup>(amx, in + first * in_row, in_row, group_weights<Input>(m.gates_input, block, depth),
+                                  padded<Input>(depth));
         store(amx, sums);
         float* const c = cell + first * cell_row + block * kWidth;
         float* const out = h_next + first * next_row + block * kWidth;
@@ -46,10 +47,11 @@ struct Amx {
       }
   }
 
-  // y[row_of(i)] = W h[i] + b for all columns of one matrix and the first n rows of h, which has memory up to whole tiles.
+  // y[row_of(i)] = W h[i] + b for all columns of one matrix and the first n rows of h, which has memory up to whole
+  // tiles.
   template <class RowOf>
-  static void multiply(const Matrix& m, int64_t depth, int64_t n, const RowOf& row_of, const Hid* h, int64_t h_row,
-                       const float* unit, float* y, int64_t y_row) {
+  static void multiply(const Matrix& m, int64_t depth, int64_t n, const RowOf& row_of, const Hidden* h, int64_t h_row,
+                       const float* h_scale, float* y, int64_t y_row) {
     if (n == 0) return;
     AmxUnit amx;
     for (int64_t group = 0; group * kGroup < m.vectors; ++group)
@@ -61,7 +63,7 @@ struct Amx {
           start<N>(amx, h + first * h_row, h_row, m, group, depth);
           store(amx, sums);
           if constexpr (Mode::kQuantised)
-            scale(m, group, rows, [&](int64_t r) { return unit[row_of(first + r)]; }, sums);
+            scale(m, group, rows, [&](int64_t r) { return h_scale[row_of(first + r)]; }, sums);
           for (int64_t r = 0; r < rows; ++r)
             for (int j = 0; j < N; ++j)
               ::store(y + row_of(first + r) * y_row + (group * kGroup + j) * kWidth, sums.at[r][j]);
@@ -106,7 +108,7 @@ struct Amx {
 
   // Tiles 0 .. N-1 = h W and the bias, or for int8 what corrects its shifted sums.
   template <int N>
-  static WM_INLINE void start(AmxUnit& amx, const Hid* h, int64_t h_row, const Matrix& m, int64_t group,
+  static WM_INLINE void start(AmxUnit& amx, const Hidden* h, int64_t h_row, const Matrix& m, int64_t group,
                               int64_t depth) {
     const int64_t column = group * kGroup * kWidth;
     each<N>([&](auto j) WM_FLAT {
@@ -116,17 +118,17 @@ struct Amx {
       else
         amx.load<j>(m.bias + column + j * kWidth, 0);
     });
-    accumulate<Hid, N>(amx, h, h_row, group_weights<Hid>(m, group, depth), padded<Hid>(depth));
+    accumulate<Hidden, N>(amx, h, h_row, group_weights<Hidden>(m, group, depth), padded<Hidden>(depth));
   }
 
   // Whole sums of int8 products to what they are worth, bias added.
-  template <int N, class UnitOf>
-  static WM_INLINE void scale(const Matrix& m, int64_t group, int64_t rows, const UnitOf& unit_of, Sums<N>& sums) {
+  template <int N, class ScaleOf>
+  static WM_INLINE void scale(const Matrix& m, int64_t group, int64_t rows, const ScaleOf& scale_of, Sums<N>& sums) {
     const int64_t column = group * kGroup * kWidth;
     each<N>([&](auto j) WM_FLAT {
       const F of_column = ::load(m.scale + column + j * kWidth), bias = ::load(m.bias + column + j * kWidth);
       for (int64_t r = 0; r < rows; ++r)
-        sums.at[r][j] = fma(to_float((I)sums.at[r][j]), set1(unit_of(r)) * of_column, bias);
+        sums.at[r][j] = fma(to_float((I)sums.at[r][j]), set1(scale_of(r)) * of_column, bias);
     });
   }
 

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "job.h"
-#include "lstm.h"
+#include "precision.h"
 
 namespace {
 

@@ -222,11 +222,11 @@ void Engine::pack_head(const Weights& w, const Form& form) {
     return values;
   };
   // Reward and the end decide what a dream is worth and cost next to nothing: float32 in every precision.
-  std::vector<int64_t> control{w.head_rows() - 2, w.head_rows() - 1};
+  std::vector<int64_t> reward_end{w.head_rows() - 2, w.head_rows() - 1};
   if (!w.per_dim)
-    for (int64_t k = 0; k < K; ++k) control.push_back(k);
-  if (control.size() % 2) control.push_back(-1);
-  m.control = pack_pairs(w.head_weight, H, control, biases(control), Form{Element::f32, false, false});
+    for (int64_t k = 0; k < K; ++k) reward_end.push_back(k);
+  if (reward_end.size() % 2) reward_end.push_back(-1);
+  m.reward_end = pack_pairs(w.head_weight, H, reward_end, biases(reward_end), Form{Element::f32, false, false});
 
   std::vector<int64_t> rows;
   // The rows of the head of a vector of dimensions; a dimension beyond Z has none.

@@ -43,7 +43,7 @@ struct Model {
   int64_t latent_blocks; // ceil(Z / width)
   Matrix gates_input;    // [Z+A] deep, four vectors a unit block in the order i, f, g, o
   Matrix gates_hidden;   // [H] deep; its bias is bias_ih + bias_hh
-  Pairs control;         // [H] deep, always f32: reward and done, and for `shared` the K logits two by two
+  Pairs reward_end;      // [H] deep, always f32: reward and end, and for `shared` the K logits two by two
   // per_dim: one matrix of K vectors of logits a latent block.
   // shared: K matrices, one a component, of two vectors a latent block (mean, log deviation).
   const Matrix* mixture;

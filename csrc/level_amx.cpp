@@ -6,6 +6,7 @@
 #include "dream_body.h"
 #include "mdn_body.h"
 #include "peak.h"
+#include "probes.h"
 
 namespace wm {
 extern const Level level_amx = {

@@ -4,6 +4,7 @@
 #include "dream_body.h"
 #include "mdn_body.h"
 #include "peak.h"
+#include "probes.h"
 
 namespace wm {
 extern const Level level_avx512 = {

@@ -3,6 +3,7 @@
 
 #include "dream_body.h"
 #include "mdn_body.h"
+#include "probes.h"
 
 namespace wm {
 extern const Level level_scalar = {

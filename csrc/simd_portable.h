@@ -1,8 +1,8 @@
 // Four float lanes in the compiler's own vector types: the `scalar` level on any processor, where no product is fused
 // with a sum, and with WM_NEON the level `neon` of 64-bit ARM.
 //
-// The three simd_*.h headers spell the same small vocabulary for 4, 8 and 16 lanes; the bodies (maths.h, rng.h, lstm.h,
-// mdn.h, dream_body.h) are written in it once. Everything has internal linkage: a level is one translation unit
+// The three simd_*.h headers spell the same small vocabulary for 4, 8 and 16 lanes; the bodies (dream_body.h, mdn_body.h
+// and what they include) are written in it once. Everything has internal linkage: a level is one translation unit
 // compiled with its own instruction flags, and no function of it may be shared with another.
 #pragma once
 

@@ -5,6 +5,7 @@
 
 #define WM_INLINE inline __attribute__((always_inline))
 #define WM_FLAT __attribute__((always_inline))
+#define WM_APART __attribute__((noinline))
 
 namespace {
 
