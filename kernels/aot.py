@@ -105,7 +105,7 @@ def cases(
             yield Case(f"act{size_of}", dream.act_kernel, values, settings, False, tuned)
             yield Case(f"advance{size_of}", dream.advance_kernel, values, settings, True, tuned)
             state = dict.fromkeys(("inputs", "h_in", "c_in", "h_out", "c_out"), floats)
-            sizes = {"inputs_size": latent + action}
+            sizes = model.sizes | {"inputs_size": latent + action, "DOT": settings.dot}
             rows, warps = lstm.tile_for(gpu.backend, gpu.arch, lstm.padded_hidden(hidden), dtype)
             step = values | state | sizes | {"ROWS": rows}
             yield Case(

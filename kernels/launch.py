@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ import triton
 from torch import Tensor
 
 from . import MOST, dream, interpreted, triton_release
+from .constants import Sizes, Switches
+from .controller import SQUASHES
 from .lstm import pack_gates, padded, padded_hidden
 
 FENCES_COPIES_SINCE = (3, 7)
@@ -161,7 +163,7 @@ class Controllers:
     """The controllers' shape, as the kernels take it.
 
     features : 1 (z), 2 (z, h) or 3 (z, h, c)
-    squash : a word of :data:`wm_engine.kernels.dream.SQUASHES` for each action dimension, or None for one-hot
+    squash : a word of :data:`wm_engine.kernels.controller.SQUASHES` for each action dimension, or None for one-hot
     hidden_units : U, 0 for linear ones
     """
 
@@ -173,10 +175,10 @@ class Controllers:
         """The kernels' arguments that say it."""
         kinds = [0] * model.sizes["XP"]
         for place, word in enumerate(self.squash or (), start=model.sizes["latent"]):
-            kinds[place] = dream.SQUASHES.index(word)
+            kinds[place] = SQUASHES.index(word)
         return {
             "squash": torch.tensor(kinds, dtype=torch.int32, device=model.device),
-            "units": self.hidden_units,
+            "hidden_units": self.hidden_units,
             "UP": padded(self.hidden_units) if self.hidden_units else 0,
             "FEATURES": self.features,
             "ARGMAX": self.squash is None,
@@ -185,29 +187,28 @@ class Controllers:
     def pack(self, model: Model, layers: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         """Pack controllers, given as (weight [P, out, in], bias [P, out]) of each layer, float32.
 
-        The first layer's rows are padded to [z in XP, h in HP, c in HP]; the last layer's outputs stand at the columns
-        that actions have in [z, a]. Everything else is zero.
+        Returns ``controllers`` [P, n], a row each: the last layer's biases, at the columns that actions have in [z, a];
+        the first layer's weights, whose rows are padded to [z in XP, h in HP, c in HP]; and, with a hidden layer, its
+        biases and the last layer's weights, both padded to UP. Everything else is zero.
         """
-        latent, hidden, hp, xp = (model.sizes[name] for name in ("latent", "hidden", "HP", "XP"))
+        latent, hidden, actions, hp, xp = (model.sizes[name] for name in ("latent", "hidden", "actions", "HP", "XP"))
         weight, bias = layers[0]
         candidates, outputs = bias.shape
-        first = weight.new_zeros(candidates, outputs, xp + (self.features - 1) * hp)
+        up = padded(outputs) if len(layers) == 2 else 0
+        widths = (xp, outputs * (xp + (self.features - 1) * hp), up, actions * up)
+        # All parts are written in place: of a large population there is no room for the controllers twice.
+        packed = weight.new_zeros(candidates, sum(widths))
+        last_bias, first, first_bias, last = packed.split(widths, dim=1)
+        last_bias[:, latent : latent + actions] = layers[-1][1]
+        first = first.unflatten(1, (outputs, -1))
         first[..., :latent] = weight[..., :latent]
         for part in range(self.features - 1):
             there = weight[..., latent + part * hidden : latent + (part + 1) * hidden]
             first[..., xp + part * hp : xp + part * hp + hidden] = there
-        last_bias = weight.new_zeros(candidates, xp)
-        last_bias[:, latent : latent + model.sizes["actions"]] = layers[-1][1]
-        if len(layers) == 1:
-            unused = weight.new_zeros(1)
-            return {
-                "layer_weights": first, "layer_biases": unused, "last_weights": unused, "last_biases": last_bias,
-            }  # fmt: skip
-        first_bias = weight.new_zeros(candidates, padded(outputs))
-        first_bias[:, :outputs] = bias
-        last = weight.new_zeros(candidates, model.sizes["actions"], padded(outputs))
-        last[..., :outputs] = layers[1][0]
-        return {"layer_weights": first, "layer_biases": first_bias, "last_weights": last, "last_biases": last_bias}
+        if up > 0:
+            first_bias[:, :outputs] = bias
+            last.unflatten(1, (actions, -1))[..., :outputs] = layers[1][0]
+        return {"controllers": packed}
 
 
 @dataclass(frozen=True)
@@ -246,19 +247,40 @@ def _signed(word: int) -> int:
     return word - (1 << 32) if word >= 1 << 31 else word
 
 
+def switches_of(task: Task) -> Switches:
+    """What kind of dream a task is."""
+    return Switches(
+        GREEDY=task.temperature == 0.0,
+        SAMPLE_DONE=task.sample_done,
+        SURVIVAL=task.survival,
+        COMMON=task.common,
+        RECORD=task.record is not None,
+    )
+
+
 def values_of(model: Model, controllers: dict[str, Any], task: Task) -> dict[str, Any]:
-    """The arguments, by name, that all kernels share."""
-    record = task.record if task.record is not None else (task.returns,) * 3
+    """The kernels' arguments by name, all groups of them but the state (:mod:`wm_engine.kernels.dream`).
+
+    controllers : of :meth:`Controllers.values`
+    """
+    record_z, record_actions, record_rewards = task.record if task.record is not None else (task.returns,) * 3
+    known = model.sizes | controllers | {"SHARED": model.shared, "DOT": model.settings.dot}
     return {
-        **model.tensors, **model.sizes, **controllers, **task.params,
+        # Controllers.
+        **task.params, "squash": controllers["squash"],
+        # M.
+        **model.tensors,
+        # Results.
         "returns": task.returns, "lengths": task.lengths, "failures": task.failures,
-        "record_z": record[0], "record_actions": record[1], "record_rewards": record[2],
+        # Record.
+        "record_z": record_z, "record_actions": record_actions, "record_rewards": record_rewards,
+        # Numbers.
         "rows": len(task.returns), "record_rows": task.record_rows, "episodes": task.episodes,
-        "max_steps": task.max_steps, "first_candidate": _signed(task.first_candidate),
-        "key_low": _signed(task.keys[0]), "key_high": _signed(task.keys[1]), "temperature": task.temperature,
-        "SHARED": model.shared, "GREEDY": task.temperature == 0.0, "SAMPLE_DONE": task.sample_done,
-        "SURVIVAL": task.survival, "COMMON": task.common, "RECORD": task.record is not None,
-        "DOT": model.settings.dot,
+        "mixtures": model.sizes["mixtures"], "temperature": task.temperature, "max_steps": task.max_steps,
+        "first_candidate": _signed(task.first_candidate),
+        "key_low": _signed(task.keys[0]), "key_high": _signed(task.keys[1]),
+        # Constants.
+        "sizes": Sizes(**{field.name: known[field.name] for field in fields(Sizes)}), "switches": switches_of(task),
     }  # fmt: skip
 
 
@@ -368,7 +390,7 @@ class Stepper:
         own = replace(
             task, params=self._params, returns=returns, lengths=lengths, failures=failures, record=None, record_rows=0
         )
-        self._values = values_of(model, controllers, own) | self._state | {"RECORD": task.record is not None}
+        self._values = values_of(model, controllers, own) | self._state | {"switches": switches_of(task)}
         self._graph: torch.cuda.CUDAGraph | None = None
         self._done = torch.cuda.Event() if has_graphs(device) else None
 

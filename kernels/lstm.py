@@ -76,6 +76,13 @@ def cell(i, f, g, o, c, EXACT: tl.constexpr):
 
 
 @triton.jit
+def load_halves(h, HP: tl.constexpr):
+    """Load the halves [ROWS, HP / 2] of the rows that h [ROWS, 1] points at."""
+    column = tl.arange(0, HP // 2)[None, :]
+    return tl.load(h + column), tl.load(h + HP // 2 + column)
+
+
+@triton.jit
 def cell_chunk(
     h_low,
     h_high,

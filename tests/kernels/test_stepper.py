@@ -96,7 +96,7 @@ def test_rollouts_through_kept_graphs_have_the_bits_of_rollouts_without(device: 
     assert device is None or device.captures == 6
 
 
-PIECES = ("h", "c", "z", "alive", "clock", "layer_weights", "last_biases", "returns", "lengths", "failures")
+PIECES = ("h", "c", "z", "alive", "clock", "controllers", "returns", "lengths", "failures")
 
 
 @pytest.fixture(scope="module")
