@@ -103,17 +103,14 @@ def squashed(a, squash, XP: tl.constexpr):
 def act(z, h, c, local, index, controllers, squash, sizes: tl.constexpr):
     """Make what M is given next, [ROWS, XP] = [z, a], and whether the controllers' outputs are finite [ROWS].
 
-    z, h, c point at the tile's state, of which ``local`` [ROWS] are the rows; index int64 [ROWS] names their
+    z, h, c point at the tile's state, of which ``local`` [ROWS] are the rows; index int32 [ROWS] names their
     controllers; squash int32 [XP] has each column's number in SQUASHES.
     """
     XP: tl.constexpr = sizes.value.XP
     latent: tl.constexpr = sizes.value.latent
     column = tl.arange(0, XP)[None, :]
-    a = outputs_of_controllers(z, h, c, local, index[:, None], controllers, sizes)
+    a = outputs_of_controllers(z, h, c, local, index.to(tl.int64)[:, None], controllers, sizes)
     is_action = (column >= latent) & (column < latent + sizes.value.actions)
     sound = tl.min(tl.where(is_action, finite(a).to(tl.int32), 1), axis=1)
-    if sizes.value.ARGMAX:
-        a = one_hot(a, is_action, XP)
-    else:
-        a = squashed(a, squash, XP)
+    a = one_hot(a, is_action, XP) if sizes.value.ARGMAX else squashed(a, squash, XP)
     return tl.where(is_action, a, tl.load(z + (local[:, None] * XP + column))), sound

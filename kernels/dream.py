@@ -74,12 +74,13 @@ def place(row, rows, episodes, first_candidate, COMMON: tl.constexpr):
     index = within // episodes
     episode = as_word(within - index * episodes)
     candidate = episode * 0 if COMMON else as_word(index + first_candidate)
-    return index.to(tl.int64), episode, candidate
+    return index, episode, candidate
 
 
 @triton.jit
 def buffers_of_h(h, step, first_row, scratch_rows, HP: tl.constexpr):
     """Point at a tile's rows, from first_row on, of h and of h' in step ``step``: the two buffers take turns."""
+    # One product each: of two, added one by one, sm_90's persistent kernel spills registers.
     h_now = h + ((step % 2) * scratch_rows + first_row) * HP
     h_next = h + ((1 - step % 2) * scratch_rows + first_row) * HP
     return h_now, h_next

@@ -1,8 +1,9 @@
 """The dream's third phase: what M's head says of h', and the draw of the next latent.
 
 The head's weights are packed in blocks (:func:`wm_engine.kernels.launch.pack_model`): one of control [HP, CONTROL],
-with the logits of a shared mixture, reward and done logit; and, of each group of latent dimensions and each component,
-one of values [HP, 2 DIMS], means beside log standard deviations, and without a shared mixture one of choices [HP, DIMS].
+whose columns are the logits of a shared mixture, reward, done logit; and, of each group of latent dimensions and each
+component, one of values [HP, 2 DIMS], means beside log standard deviations, and without a shared mixture one of choices
+[HP, DIMS].
 
 ``h, high`` are h' as the products take it, see :func:`operands_of`.
 """
@@ -19,7 +20,7 @@ from .philox import first_uniform, normals, uniforms
 
 @triton.jit
 def operands_of(h, sizes: tl.constexpr):
-    """Load the halves of h' [ROWS, HP / 2] where DEPTH is HP; elsewhere return h [ROWS, 1], which points at its rows."""
+    """Load the halves [ROWS, HP / 2] of h', at whose rows h [ROWS, 1] points, where DEPTH is HP; else leave h alone."""
     high = h
     if sizes.value.DEPTH == sizes.value.HP:
         h, high = load_halves(h, sizes.value.HP)
