@@ -93,7 +93,7 @@ class BuildCore(build_ext):
 
 
 def sources_hash() -> str:
-    """Of what the core is built from: a cluster's machines compare it (``wm_engine/distributed/kinship.py``)."""
+    """Of what the core is built from: a cluster's machines compare it (``wm_engine/cluster/compatibility.py``)."""
     digest = hashlib.sha256()
     for path in sorted([ROOT / "CMakeLists.txt", *(ROOT / "csrc").glob("*")]):
         if path.is_file():

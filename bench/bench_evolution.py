@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from wm_engine.evolve import Optimizer, make_optimizer
+from wm_engine.learn.evolve import Optimizer, make_optimizer
 
 _DIMENSION = 867
 

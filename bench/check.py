@@ -81,7 +81,7 @@ def check(rival: Rival, setup: Setup) -> Comparison | None:
 def _check_distribution(rival: Rival, setup: Setup) -> None:
     candidates = min(setup.workload.candidates, 16)
     short = setup.resized(candidates=candidates, episodes=math.ceil(_SAMPLES / candidates), steps=STEPS)
-    # Each rollout with its own luck, or the reference's common luck would not average out.
+    # Each rollout with draws of its own, or the reference's common ones would not average out.
     exact = reference(short, common_random_numbers=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -26,10 +26,10 @@ import click
 import torch
 from torch import Tensor
 
-from wm_engine.distributed import ClusterSettings, DreamRecipe, FleetEngine, RayFleet
+from wm_engine.cluster import ClusterSettings, DreamRecipe, FleetEngine, RayFleet
 from wm_engine.dream import DreamEngine
 from wm_engine.errors import MissingDependencyError
-from wm_engine.evolve import BatchedCMAES
+from wm_engine.learn.evolve import BatchedCMAES
 
 from .tables import aligned
 from .workload import Setup, Workload, prepare

@@ -11,9 +11,9 @@ from typing import Any
 import click
 import torch
 
+from wm_engine.files import write_json
 from wm_engine.machine import available_cpus
 from wm_engine.ops.mdn import MIXTURES
-from wm_engine.runs import write_json
 
 from . import history, plots
 from .check import WrongResultError

@@ -34,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def time_rate(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., None]:
     """``time_rate(run, amount, unit, group, name, rounds=5, whole=None)``: time ``run``, ``amount`` units a call.
 
-    ``whole``: how many units a run of the pipeline has; the group's table then says each member's share of its time.
+    ``whole``: how many units a whole run has; the group's table then says each member's share of its time.
     """
 
     def measure(
@@ -58,7 +58,7 @@ def time_rate(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., N
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Rates by group: fastest first with how many times the slowest each is, or stage by stage with their shares."""
+    """Print rates by group: fastest first, as multiples of the slowest, or part by part of a run, with their shares."""
     rates = config.stash[_RATES]
     for group in dict.fromkeys(rate.group for rate in rates):
         members = [rate for rate in rates if rate.group == group]

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from wm_engine.dream.cpp_backend import CppBackend
+from wm_engine.files import write_json
 from wm_engine.machine import available_cpus
 from wm_engine.ops.mdn import MIXTURES
-from wm_engine.runs import write_json
 
 from .ceiling import PEAK, instruction_peak
 from .dreams import ONE_THREAD, Entry, measure

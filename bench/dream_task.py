@@ -3,7 +3,7 @@
 One that anyone can have, with a small M drawn from a seed: it is not trained, and as rough a landscape as a trained
 one, since rewards, ends and latents follow from the hidden state, mixtures are sampled and episodes end at random. A
 controller of 123 parameters rises from a return of 8 to 20.5. And that of any run: a trained M, with the rules by which
-the run's C was evolved in it.
+the run's controller was evolved in it.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import torch
 from torch import Tensor
 
 from wm_engine import MDNRNN, ControllerSpec, DreamEngine, Starts
-from wm_engine.evolve import DreamFitness, Optimizer, PycmaES
+from wm_engine.learn.evolve import DreamFitness, Optimizer, PycmaES
 
 from .recorded import RecordedDream
 
 POPULATION, EPISODES = 64, 16
 _SPEC = ControllerSpec(latent=8, hidden=32, action=3, features="zh", squash=("tanh",) * 3)
 _SCALE, _END = 0.3, -4.0
-_TEST_EPISODES = 512
+_TEST_EPISODES, _TEST_SEED = 512, 999
 
 
 @dataclass(frozen=True)
 class World:
-    """Where is searched, and how.
+    """A dream to search in, and how searches go there.
 
     dimension : D
-    engine, starts, rules : the dream, where it begins, and :class:`wm_engine.evolve.DreamFitness`'s settings of it
+    engine, starts : the dream, and where it begins; rules : :class:`wm_engine.learn.evolve.DreamFitness`'s settings
     sigma : the first step size
     targets : returns that a search is to reach, ascending: a good start, near the end, the last bit
     most_steps : when a search is given up, in dream steps
@@ -50,7 +50,7 @@ class World:
 
 @dataclass(frozen=True)
 class Point:
-    """Where a search stands: evaluations of candidates, dream steps, and the mean's return on luck it has not met."""
+    """Where a search stands: evaluations of candidates, dream steps, and the mean's return on draws it has not met."""
 
     evaluations: int
     steps: int
@@ -58,15 +58,15 @@ class Point:
 
 
 class DreamTask:
-    """Searches in a world. ``episodes`` and ``race`` as in :class:`wm_engine.evolve.DreamFitness`."""
+    """Searches in a world. ``episodes`` and ``race`` as in :class:`wm_engine.learn.evolve.DreamFitness`."""
 
     def __init__(self, world: World, episodes: int = EPISODES, race: int = 0) -> None:
         self.world = world
         self._episodes, self._race = episodes, race
-        self._test = DreamFitness(world.engine, world.starts, seed=999, **world.rules)
+        self._test = DreamFitness(world.engine, world.starts, episodes=_TEST_EPISODES, seed=_TEST_SEED, **world.rules)
 
     def search(self, optimizer: Optimizer, seed: int) -> Iterator[Point]:
-        """The points of a search with luck of its own, a generation each, until it is given up."""
+        """Search with the draws of ``seed`` until it is given up; yields a point after each generation."""
         world = self.world
         options = {"episodes": self._episodes, "race": self._race, "seed": seed} | world.rules
         fitness = DreamFitness(world.engine, world.starts, **options)
@@ -75,12 +75,12 @@ class DreamTask:
             yield Point(optimizer.generation * optimizer.popsize, fitness.steps, self.value(optimizer.mean))
 
     def value(self, mean: Tensor) -> float:
-        """The mean return of ``mean`` [D] on luck that no search meets."""
-        return float(self._test.fresh(mean.float()[None], _TEST_EPISODES, "test").mean())
+        """Dream ``mean`` [D] on draws that no search meets; returns its mean return."""
+        return float(self._test(mean.float()[None], 0).mean())
 
 
 def drawn_world(seed: int = 0) -> World:
-    """M's weights drawn from N(0, 0.3²), and 64 states to begin from."""
+    """Make a dream of an M with weights drawn from N(0, 0.3²), and of 64 states to begin from."""
     generator = torch.Generator().manual_seed(seed)
     m = MDNRNN(_SPEC.latent, _SPEC.action, _SPEC.hidden, 3, "per_dim")
     for value in m.state_dict().values():
@@ -98,20 +98,21 @@ _PILOT_SEED, _PILOT_GENERATIONS = 1_000_000, 60
 _SHARES = (0.5, 0.75, 0.9)
 
 
-def recorded_world(root: Path, index: int = 0, features: str | None = None) -> World:
-    """The dream of a run's round, under the rules that its C was evolved by, C's ``features`` others where given.
+def recorded_world(root: Path, features: str | None = None) -> World:
+    """Make the dream of what a run published, under the rules that its controller was evolved by.
+
+    ``features``: what controllers see there, where not what the run's own sees.
 
     The targets lie at half, three quarters and nine tenths of the way that one search of pycma's makes in 60
     generations, from the return of its first mean to its best one; searches are given up after twice its dream steps.
     Raises as :meth:`RecordedDream.of_run`; ValueError where that search finds nothing better than what it began with.
     """
-    run = RecordedDream.of_run(root, index, seed=0)
-    settings = run.settings
-    rules = run.rules | {"max_steps": settings.dream_steps}
+    run = RecordedDream.of_run(root, seed=0)
+    rules = run.rules | {"max_steps": run.dream_steps}
     spec = run.spec if features is None else replace(run.spec, features=features)
-    most = _PILOT_GENERATIONS * POPULATION * EPISODES * settings.dream_steps
-    name = f"round {index} of {root.name}"
-    world = World(name, spec.num_params, DreamEngine(run.m, spec), run.starts, rules, settings.sigma, (), most)
+    most = _PILOT_GENERATIONS * POPULATION * EPISODES * run.dream_steps
+    name = f"round {run.round} of {root.name}"
+    world = World(name, spec.num_params, DreamEngine(run.m, spec), run.starts, rules, run.settings.sigma, (), most)
     pilot = PycmaES(torch.zeros(world.dimension), world.sigma, POPULATION, _PILOT_SEED)
     task = DreamTask(world)
     begin, best = task.value(pilot.mean), max(point.value for point in task.search(pilot, _PILOT_SEED))

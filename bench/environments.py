@@ -7,14 +7,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from wm_engine.collect import UniformPolicy
 from wm_engine.envs import BatchedEnv, EnvSettings, Step, make_env
-from wm_engine.waves import Trajectory, drive
+from wm_engine.real.driving import Driver, Trajectory, drive
+from wm_engine.real.exploration import UniformActions
 
 BACKENDS = ("gymnasium", "envpool")
 LANES = 16
@@ -24,6 +24,7 @@ class RoadFollower:
     """A driver that needs no training: steers towards the road's middle a little ahead, and brakes where it is off."""
 
     def act(self, frames: np.ndarray, lanes: np.ndarray) -> np.ndarray:
+        """See :class:`wm_engine.real.driving.Driver`."""
         offset = np.array([self._offset(frame[38:50]) for frame in frames])
         gentle = np.abs(offset) < 0.25
         return np.stack(
@@ -39,18 +40,19 @@ class RoadFollower:
 
 
 class Straight:
-    """The same action for ever."""
+    """Takes the same action for ever: no steering, and ``gas``."""
 
     def __init__(self, gas: float) -> None:
         self._action = np.array([0.0, gas, 0.0], dtype=np.float32)
 
     def act(self, frames: np.ndarray, lanes: np.ndarray) -> np.ndarray:
+        """See :class:`wm_engine.real.driving.Driver`."""
         return np.tile(self._action, (len(lanes), 1))
 
 
 @dataclass
 class Driven:
-    """What a policy met on some tracks: trajectories, frames [T, N, ...] and the rate."""
+    """What a driver met on some tracks: trajectories, frames [T, N, ...], and the rate in frames a second."""
 
     trajectories: list[Trajectory]
     frames: np.ndarray
@@ -58,6 +60,7 @@ class Driven:
 
     @property
     def returns(self) -> np.ndarray:
+        """Returns [N], undiscounted."""
         return np.array([trajectory.total_reward for trajectory in self.trajectories])
 
     @property
@@ -66,31 +69,39 @@ class Driven:
         return np.array([2000.0 / (trajectory.rewards[0] + 0.1) for trajectory in self.trajectories])
 
 
-def race(backend: str, policy: object, seeds: Sequence[int], steps: int, keep_frames: bool = False) -> Driven:
-    """Drive ``policy`` (or, given its class, one made for each wave) on ``seeds``."""
+Makes = Callable[[BatchedEnv, Sequence[int]], Driver]
+
+
+def uniform(env: BatchedEnv, seeds: Sequence[int]) -> Driver:
+    """Make a driver that draws its actions uniformly."""
+    return UniformActions(env.spaces.actions, seeds)
+
+
+def race(backend: str, makes: Makes, seeds: Sequence[int], frames: int, keep_frames: bool = False) -> Driven:
+    """Drive an episode on each of ``seeds``, of at most so many frames; ``makes`` gives each batch its driver."""
     driven: list[Trajectory] = []
-    frames: list[np.ndarray] = []
-    with open_env(backend, steps) as env:
+    kept: list[np.ndarray] = []
+    with open_env(backend, frames) as env:
         began = time.perf_counter()
         for first in range(0, len(seeds), LANES):
-            wave = seeds[first : first + LANES]
+            batch = seeds[first : first + LANES]
             seen: list[np.ndarray] = []
 
             def keep(lanes: np.ndarray, before: np.ndarray, actions: np.ndarray, step: Step) -> None:
                 if keep_frames:
                     seen.append(before)  # noqa: B023 - called within this turn of the loop
 
-            chosen = UniformPolicy(env, wave) if policy is UniformPolicy else policy
-            driven += drive(env, chosen, wave, keep)  # type: ignore[arg-type]
+            driven += drive(env, makes(env, batch), batch, keep)
             if keep_frames:
-                frames.append(np.stack(seen))
-        rate = sum(trajectory.steps for trajectory in driven) / (time.perf_counter() - began)
-    return Driven(driven, np.concatenate(frames, axis=1) if frames else np.zeros(0), rate)
+                kept.append(np.stack(seen))
+        rate = sum(trajectory.frames for trajectory in driven) / (time.perf_counter() - began)
+    return Driven(driven, np.concatenate(kept, axis=1) if kept else np.zeros(0), rate)
 
 
 @contextlib.contextmanager
-def open_env(backend: str, steps: int) -> Iterator[BatchedEnv]:
-    env = make_env(EnvSettings(backend=backend), LANES, steps)  # type: ignore[arg-type]
+def open_env(backend: str, frames: int) -> Iterator[BatchedEnv]:
+    """Open CarRacing on a backend, every action applied to a single frame."""
+    env = make_env(EnvSettings(task="car_racing", action_repeat=1), LANES, frames, backend)
     try:
         yield env
     finally:
@@ -108,7 +119,7 @@ def compare(tracks: int) -> None:
         return f"{values.mean():.{digits}f} ± {values.std(ddof=1) / np.sqrt(len(values)):.{digits}f}"
 
     row("", {backend: backend for backend in BACKENDS})
-    gentle = {backend: race(backend, Straight(0.1), seeds, 80, keep_frames=True) for backend in BACKENDS}
+    gentle = {backend: race(backend, lambda *_: Straight(0.1), seeds, 80, keep_frames=True) for backend in BACKENDS}
     row("tiles a track, mean ± standard error", {b: mean(gentle[b].tiles) for b in BACKENDS})
     same = np.mean(np.abs(gentle["gymnasium"].tiles - gentle["envpool"].tiles) < 0.5)
     print(f"seeds that have tracks of equal length in both: {same:.0%}")
@@ -131,7 +142,7 @@ def compare(tracks: int) -> None:
     for name, at in (("grass", np.s_[:, :, 50:60, :16]), ("road under the car", np.s_[:, :, 56:62, 28:36])):
         row(f"median colour, {name}", {b: np.median(late[b][at], axis=(0, 1, 2, 3)).astype(int) for b in BACKENDS})
 
-    fast = {b: race(b, Straight(0.5), seeds[:LANES], 1000) for b in BACKENDS}
+    fast = {b: race(b, lambda *_: Straight(0.5), seeds[:LANES], 1000) for b in BACKENDS}
     row(
         "straight on at gas 0.5: last reward",
         {b: sorted({float(t.rewards[-1]) for t in d.trajectories}) for b, d in fast.items()},
@@ -145,9 +156,9 @@ def compare(tracks: int) -> None:
     )
     row("  steps", {b: mean(np.array([t.steps for t in d.trajectories])) for b, d in fast.items()})
 
-    uniform = {b: race(b, UniformPolicy, seeds, 1000) for b in BACKENDS}
-    row("return of uniformly random actions, 1,000 steps", {b: mean(d.returns) for b, d in uniform.items()})
-    follower = {b: race(b, RoadFollower(), seeds, 1000) for b in BACKENDS}
+    random = {b: race(b, uniform, seeds, 1000) for b in BACKENDS}
+    row("return of uniformly random actions, 1,000 steps", {b: mean(d.returns) for b, d in random.items()})
+    follower = {b: race(b, lambda *_: RoadFollower(), seeds, 1000) for b in BACKENDS}
     row("return of a road follower, 1,000 steps", {b: mean(d.returns) for b, d in follower.items()})
     row("  standard deviation", {b: f"{d.returns.std(ddof=1):.1f}" for b, d in follower.items()})
     row("frames/s, 16 lanes, with this driver", {b: f"{d.rate:.0f}" for b, d in follower.items()})

@@ -28,12 +28,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import wm_engine as wm
-from wm_engine.controller import FEATURES
 from wm_engine.errors import WMEngineError
-from wm_engine.evolve import BatchedCMAES, PycmaES
-from wm_engine.evolve.cmaes import Parameters
+from wm_engine.files import atomic_write
+from wm_engine.learn.evolve import BatchedCMAES, PycmaES
+from wm_engine.learn.evolve.cmaes import Parameters
 from wm_engine.machine import describe_blas, one_torch_thread, use_threads
-from wm_engine.runs import atomic_write
+from wm_engine.policies.controller import FEATURES
 
 from .dream_task import EPISODES, POPULATION, DreamTask, Point, World, drawn_world, recorded_world
 from .evosax_peer import EvosaxCMAES, installed
@@ -466,7 +466,6 @@ PARTS = ("quality", "covariance", "dream", "racing", "speed", "memory")
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="A run whose dream is searched in the parts dream and racing.  [default: the dream of an M drawn from a seed]",
 )
-@click.option("--round", "index", type=click.IntRange(0), default=0, show_default=True, help="Which round of that run.")
 @click.option("--features", type=click.Choice(FEATURES), help="What C sees there.  [default: as in that run]")
 def main(
     seeds: int,
@@ -476,7 +475,6 @@ def main(
     quick: bool,
     out: Path | None,
     root: Path | None,
-    index: int,
     features: str | None,
 ) -> None:
     """Quality, racing, speed and memory of BatchedCMAES beside pycma, as tables, and beside evosax where installed.
@@ -484,8 +482,8 @@ def main(
     On one thread of a Zen 4 core: quality takes minutes for 10 dimensions and 15 seeds, hours for 867; covariance one
     minute; dream 4; racing 2; speed 2; memory one.
     """
-    if root is None and (index or features):
-        raise click.UsageError("--round and --features are of a run: name it with --run")
+    if root is None and features:
+        raise click.UsageError("--features is of a run: name it with --run")
     chosen = {10} if quick else {int(word) for word in dimensions.split(",")}
     seeds = min(seeds, 3) if quick else seeds
     popsizes = [64, 256] if quick else [64, 128, 256, 1024, 4096]
@@ -496,7 +494,7 @@ def main(
     world = None  # made first of all: a folder that is no run is named before hours of quality
     if {"dream", "racing"} & set(wanted):
         try:
-            world = drawn_world() if root is None else recorded_world(root, index, features)
+            world = drawn_world() if root is None else recorded_world(root, features)
         except (WMEngineError, FileNotFoundError, ValueError) as error:
             raise click.ClickException(str(error)) from error
     measured: list[Quality] = []

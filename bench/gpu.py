@@ -29,10 +29,10 @@ from torch import Tensor
 from wm_engine import kernels
 from wm_engine.dream.triton_backend import TritonBackend, missing
 from wm_engine.dream.types import DreamOutput
+from wm_engine.files import write_json, write_text
 from wm_engine.ops import mdn, registered
 from wm_engine.ops.mdn import HeadLayout
 from wm_engine.rng import StepDraws
-from wm_engine.runs import write_json, write_text
 
 from . import optimizers, targets
 from .check import WrongResultError, check, check_draws, check_values

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
+from wm_engine.files import read_json, write_json
 from wm_engine.ops.mdn import MIXTURES
-from wm_engine.runs import read_json, write_json
 
 from .dreams import Entry, measure
 from .provenance import provenance

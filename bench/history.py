@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wm_engine.runs import storage_errors
+from wm_engine.files import storage_errors
 
 
 def default_path() -> Path:

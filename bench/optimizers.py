@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from wm_engine.evolve import BatchedCMAES, Optimizer, make_optimizer
-from wm_engine.evolve.cmaes import Parameters
+from wm_engine.learn.evolve import BatchedCMAES, Optimizer, make_optimizer
+from wm_engine.learn.evolve.cmaes import Parameters
 
 from .check import WrongResultError, check_values
 

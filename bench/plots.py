@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from wm_engine.files import atomic_write
 from wm_engine.report.figures import LIGHT, label, legend, new_axes
-from wm_engine.runs import atomic_write
 
 from .dreams import Entry
 from .history import Line
@@ -51,7 +51,7 @@ def population_plot(entries: Sequence[Entry]) -> Figure:
 
 def history_plot(found: Mapping[str, Mapping[str, Line]]) -> Figure:
     """A panel a workload and machine, one under the other; in each a line a rival, the fastest first in the legend."""
-    figure, panels = new_axes(LIGHT, len(found), width=9.6, height=3.9 * len(found), stacked=True)
+    figure, panels = new_axes(LIGHT, rows=len(found), width=9.6, height=3.9 * len(found))
     for panel, (work, lines) in zip(panels, found.items(), strict=True):
         ticks = sorted({when for line in lines.values() for when in line.rates})
         for index, (name, line) in enumerate(lines.items()):

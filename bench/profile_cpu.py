@@ -1,4 +1,4 @@
-"""The C++ core's own laps, phase by phase: where the time of a dream step goes on a CPU."""
+"""Where the time of a dream step goes on a CPU: the C++ core's own timers, phase by phase."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ class CpuProfile:
 def profile_cpp(rival: Rival, setup: Setup, threads: int) -> CpuProfile:
     """Check the backend, dream the setup once to warm up and once for the record.
 
-    Raises MissingDependencyError where the core was built without its laps, WrongResultError where it is wrong.
+    Raises MissingDependencyError where the core was built without its timers, WrongResultError where it is wrong.
     """
     core = importlib.import_module("wm_engine._C")
     if not hasattr(core, "take_laps"):
         raise MissingDependencyError(
-            f"the C++ core was built without its laps (they would cost other users time). Build it with: {_REBUILD}"
+            f"the C++ core was built without its timers (they would cost other users time). Build it with: {_REBUILD}"
         )
     check(rival, setup)
     run = rival.build(setup)
@@ -68,10 +68,10 @@ def profile_cpp(rival: Rival, setup: Setup, threads: int) -> CpuProfile:
     return _evaluate(core.take_laps(), setup, rival.precision, threads)
 
 
-def _evaluate(laps: dict[str, Any], setup: Setup, precision: str, threads: int) -> CpuProfile:
-    nanoseconds, rows = laps["nanoseconds"], laps["rows"]
+def _evaluate(timings: dict[str, Any], setup: Setup, precision: str, threads: int) -> CpuProfile:
+    nanoseconds, rows = timings["nanoseconds"], timings["rows"]
     row_steps = rows["gates"]
-    gates = [event for event in laps["first"] if event[1] == "gates"]
+    gates = [event for event in timings["first"] if event[1] == "gates"]
     rows_a_tile = sum(event[2] for event in gates) / len(gates)
     total = sum(nanoseconds.values())
     costs = phase_costs(setup.workload, precision, rows_a_tile)
@@ -88,7 +88,7 @@ def _evaluate(laps: dict[str, Any], setup: Setup, precision: str, threads: int) 
                 intensity=None if cost is None else cost.flops / cost.bytes,
             )
         )
-    return CpuProfile(phases, list(laps["first"]), rows_a_tile, row_steps)
+    return CpuProfile(phases, list(timings["first"]), rows_a_tile, row_steps)
 
 
 def chrome_trace(profile: CpuProfile) -> dict[str, Any]:

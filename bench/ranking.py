@@ -1,9 +1,9 @@
 """Do low precisions rank controllers as float32 does? ``python -m bench.ranking --run FOLDER``.
 
 Evolution follows nothing but the order of the candidates' mean returns, so what a precision costs it is the rank
-correlation of these means with float32's, the starts and the luck being the same. Two yardsticks stand beside it, both
+correlation of these means with float32's, the starts and the draws being the same. Two yardsticks stand beside it, both
 in float32: starts with z one unit in the last place off, since where that changes the order no rounding could keep it;
-and other starts and luck, which evolution meets with every generation.
+and other starts and draws, which evolution meets with every generation.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from wm_engine.dream import DreamEngine
+from wm_engine.dream.cpp_backend import CppBackend
 from wm_engine.dream.types import Starts
 from wm_engine.errors import WMEngineError
-from wm_engine.evolve import DreamFitness, derive_seed
-from wm_engine.fidelity import spearman
-from wm_engine.runs import write_json
+from wm_engine.files import write_json
+from wm_engine.judge.dream_real_correlation import spearman
+from wm_engine.learn.evolve import DreamFitness, derive_seed
 
 from .recorded import RecordedDream
 from .tables import aligned
@@ -41,9 +42,9 @@ class Dreams:
     threads: int | None = None
 
     def means(self, params: Tensor, precision: str, *, nudged: bool = False, generation: int = 0) -> np.ndarray:
-        """f64 [P], the mean returns of ``params`` f32 [P, D]; -inf where a dream failed.
+        """Dream ``params`` float32 [P, D]; returns their mean returns float64 [P], -inf where a dream failed.
 
-        ``nudged``: begins one unit in the last place off. ``generation``: another one, other starts and luck.
+        ``nudged``: begins one unit in the last place off. ``generation``: another one, other starts and draws.
         """
         up = torch.tensor(torch.inf)
         begin = self.run.starts
@@ -65,7 +66,7 @@ class Dreams:
 class Ranks:
     """One population: the spread (standard deviation) of its mean returns in float32, and rank correlations with them.
 
-    nudged, redrawn : of float32 itself, from starts a last place off, and with other starts and luck
+    nudged, redrawn : of float32 itself, from starts a last place off, and with other starts and draws
     """
 
     centre: str
@@ -82,11 +83,12 @@ class Ranks:
         return [f"{self.width:g} about {self.centre}", f"{self.spread:.1f}", *(f"{rho:.3f}" for rho in figures)]
 
 
-_HEAD = ["population", "spread", "bf16", "int8", "fp32, starts an ulp off", "fp32, other luck"]
+_HEAD = ["population", "spread", "bf16", "int8", "fp32, starts an ulp off", "fp32, other draws"]
 
 
 def population(centre: Tensor, width: float, candidates: int, seed: int) -> Tensor:
-    """f32 [P, D]: normal about ``centre`` f32 [D], standard deviation ``width``, the same directions at any width."""
+    """Draw candidates float32 [P, D] about ``centre`` [D]: normal, in the same directions at any ``width``, their
+    standard deviation."""
     generator = torch.Generator().manual_seed(seed)
     return centre + width * torch.randn(candidates, centre.numel(), generator=generator)
 
@@ -106,7 +108,6 @@ def rank(dreams: Dreams, params: Tensor, centre: str, width: float) -> Ranks:
 
 @click.command()
 @click.option("--run", "root", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
-@click.option("--round", "index", type=click.IntRange(0), default=0, show_default=True, help="Whose M and C.")
 @click.option("--candidates", type=click.IntRange(2), default=96, show_default=True, help="Of each population.")
 @click.option("--episodes", type=click.IntRange(1), default=32, show_default=True, help="Dreams of each candidate.")
 @click.option("--steps", type=click.IntRange(1), default=300, show_default=True, help="Most steps of a dream.")
@@ -119,12 +120,11 @@ def rank(dreams: Dreams, params: Tensor, centre: str, width: float) -> Ranks:
     show_default=True,
     help="Standard deviation of a population; may be given many times.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the populations, the starts and the luck.")
+@click.option("--seed", default=0, show_default=True, help="Of the populations, the starts and the draws.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all this process may use]")
 @click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures there too.")
 def main(
     root: Path,
-    index: int,
     candidates: int,
     episodes: int,
     steps: int,
@@ -135,24 +135,24 @@ def main(
 ) -> None:
     """Rank correlation of controllers' mean dream returns in bf16 and int8 with float32's, about C and about zero."""
     try:
-        run = RecordedDream.of_run(root, index, seed)
+        run = RecordedDream.of_run(root, seed)
     except (WMEngineError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error
+    there, reason = CppBackend.available()
+    if not there:
+        raise click.ClickException(f"int8 and bf16 are compared on the C++ core: {reason}")
     dreams, rows = Dreams(run, episodes, steps, seed, threads), []
     for centre, middle in zip(CENTRES, (run.params, torch.zeros_like(run.params)), strict=True):
         for width in widths:
             params = population(middle, width, candidates, derive_seed(seed, "population", centre))
             rows.append(rank(dreams, params, centre, width))
             click.echo(" ".join(rows[-1].cells()), err=True)
-    m = run.m
-    click.echo(
-        f"{m.layout.mixture}, Z={m.latent} H={m.hidden} K={m.mixtures} A={m.action}; P={candidates} E={episodes} "
-        f"T={steps}; rank correlation with fp32"
-    )
+    shape = ", ".join(f"{name} {getattr(run.m, name)}" for name in run.m.SIZES)
+    click.echo(f"M: {shape}; P={candidates} E={episodes} T={steps}; rank correlation with fp32")
     click.echo("\n".join(aligned([_HEAD, *(row.cells() for row in rows)])))
     if out is not None:
-        said = {"mixture": m.layout.mixture, "candidates": candidates, "episodes": episodes, "steps": steps}
-        write_json(out, said | {"seed": seed, "round": index, "populations": [asdict(row) for row in rows]})
+        said = {"memory": shape, "candidates": candidates, "episodes": episodes, "steps": steps}
+        write_json(out, said | {"seed": seed, "round": run.round, "populations": [asdict(row) for row in rows]})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The dream of a run: its M, what its C sees and did, and states that its episodes went through."""
+"""The dream of a run: its M, its controller, and states that its episodes went through."""
 
 from __future__ import annotations
 
@@ -8,39 +8,56 @@ from typing import Any
 
 from torch import Tensor
 
-from wm_engine.config import read_config
-from wm_engine.controller import ControllerSpec, load_controller
-from wm_engine.dream.starts import recorded_starts
 from wm_engine.dream.types import Starts
-from wm_engine.evolve import ControllerSettings, derive_seed
-from wm_engine.memory.model import MDNRNN
-from wm_engine.runs import RunFolder
-from wm_engine.vision.latents import Latents
+from wm_engine.errors import ConfigError
+from wm_engine.learn.evolution import EvolutionSettings
+from wm_engine.models.base import WorldModel
+from wm_engine.policies.controller import Controllers, ControllerSpec
+from wm_engine.rng import derive_seed
+from wm_engine.run.published import load_run
 
 
 @dataclass(frozen=True)
 class RecordedDream:
-    """M, C's shape and its parameters f32 [D], where dreams begin, and by which rules C was trained in them."""
+    """What a run published, as a dream.
 
-    m: MDNRNN
+    round : of the run that the models are of
+    m, spec, params : M, the controller's shape and its parameters float32 [D]
+    starts : where dreams begin
+    settings : of the learner; rules : ``temperature``, ``reward`` and ``done``, by which the controller was evolved, as
+        :class:`wm_engine.learn.evolve.DreamFitness` takes them
+    dream_steps : the most decisions of a dream in that round
+    """
+
+    round: int
+    m: WorldModel
     spec: ControllerSpec
     params: Tensor
     starts: Starts
-    settings: ControllerSettings
-
-    @property
-    def rules(self) -> dict[str, Any]:
-        """``temperature``, ``reward`` and ``done``, as :class:`wm_engine.evolve.DreamFitness` takes them."""
-        return {name: getattr(self.settings, name) for name in ("temperature", "reward", "done")}
+    settings: EvolutionSettings
+    rules: dict[str, Any]
+    dream_steps: int
 
     @classmethod
-    def of_run(cls, root: Path, index: int, seed: int) -> RecordedDream:
-        """Of the round ``index`` of the run in ``root``; ``seed`` draws the starts.
+    def of_run(cls, root: Path, seed: int) -> RecordedDream:
+        """Read what the run in ``root`` has published; ``seed`` draws the starts.
 
-        Raises WMEngineError or FileNotFoundError, naming the file, where the folder holds no such round.
+        Raises WMEngineError, naming the file, where the folder holds no run, or one that has published nothing yet or
+        evolves no controllers.
         """
-        folder, settings = RunFolder(root).iteration(index), read_config(RunFolder(root).config).controller
-        m, (spec, params) = MDNRNN.load(folder.memory), load_controller(folder.controller)
-        latents = Latents.open(folder.latents)
-        starts = recorded_starts(m, latents, settings.starts, settings.mid_fraction, derive_seed(seed, "starts"))
-        return cls(m, spec, params, starts, settings)
+        run = load_run(root)
+        settings, policy = run.config.controller, run.controller
+        if not isinstance(settings, EvolutionSettings) or not isinstance(policy, Controllers):
+            raise ConfigError(f"{root}: controller.kind must be evolution, but was {settings.kind!r}")
+        reward = run.config.env.found().reward if settings.reward == "task" else settings.reward
+        index = int(run.published["round"])
+        return cls(
+            round=index,
+            m=run.world,
+            spec=policy.spec,
+            params=policy.params[0],
+            starts=run.starts(settings.starts, derive_seed(seed, "starts")),
+            settings=settings,
+            rules={"temperature": settings.temperature, "reward": reward, "done": settings.done},
+            dream_steps=settings.steps_in(index),
+        )

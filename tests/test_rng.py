@@ -1,5 +1,8 @@
+"""The random-number contract: known answers, the oracle's draws, and seeds that belong to their uses."""
+
 from __future__ import annotations
 
+import hashlib
 import math
 
 import numpy as np
@@ -7,7 +10,18 @@ import pytest
 import torch
 from oracle import Oracle, philox_words, unit
 
-from wm_engine.rng import StepDraws, key_words, philox, philox_torch, uniform
+from wm_engine.rng import (
+    StepDraws,
+    StepWords,
+    derive_seed,
+    episode_seeds,
+    key_words,
+    keyed_generator,
+    numbers,
+    philox,
+    philox_torch,
+    uniform,
+)
 
 # Known answers published with Random123 (kat_vectors, philox4x32 with 10 rounds): counter, key, words.
 KNOWN_ANSWERS = [
@@ -77,3 +91,51 @@ def test_normals_are_standard_normal() -> None:
 def test_a_seed_outside_64_bits_is_refused(seed: int) -> None:
     with pytest.raises(ValueError, match=r"seed must be in \[0, 2\*\*64\), but was"):
         key_words(seed)
+
+
+@pytest.mark.parametrize("mixture", ["shared", "per_dim"])
+def test_words_stand_for_the_draws(mixture: str) -> None:
+    """Whatever a kind of world model draws, it draws from the words of its own place in the dream."""
+    latent, candidates, episodes = 5, torch.tensor([0, 7]), torch.tensor([0, 1, 9])
+    blocks = 2 * math.ceil(latent / 4) + 1
+    words = StepWords(3, candidates, episodes, blocks).at(11)
+    assert words.shape == (2, 3, blocks, 4)
+    for i, candidate in enumerate(candidates.tolist()):
+        for j, episode in enumerate(episodes.tolist()):
+            for block in range(blocks):
+                assert words[i, j, block].tolist() == list(philox_words((block, 11, episode, candidate), 3))
+    for ours, theirs in zip(
+        numbers(words, latent, mixture, torch.float64),
+        StepDraws(3, candidates, episodes, latent, mixture, torch.float64).at(11),
+        strict=True,
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_seeds_follow_the_documented_hash_and_differ() -> None:
+    first_bytes = hashlib.sha256(b"1/dream/7").digest()[:8]
+    assert derive_seed(1, "dream", 7) == int.from_bytes(first_bytes, "big") // 2
+    seeds = {derive_seed(seed, kind, g) for seed in range(3) for kind in ("dream", "tracks") for g in range(100)}
+    assert len(seeds) == 600
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert derive_seed(1, "a/b") == derive_seed(1, "a", "b"), "as documented: the joined text decides"
+
+
+def test_keyed_generators_depend_on_every_part_of_the_key() -> None:
+    def draw(*key: int) -> torch.Tensor:
+        return torch.randn(4, generator=keyed_generator(*key))
+
+    assert torch.equal(draw(1, 2), draw(1, 2))
+    assert not any(torch.equal(draw(1, 2), draw(*key)) for key in ((2, 1), (1, 3), (0, 2), (1, 2, 1), (1,)))
+
+
+def test_seeds_of_episodes_differ_and_follow_from_their_arguments() -> None:
+    seeds = episode_seeds(7, 5000, 2)
+    assert len(set(seeds)) == 5000
+    assert seeds == episode_seeds(7, 6000, 2)[:5000]
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert not set(seeds) & set(episode_seeds(7, 5000, 3))
+    assert not set(seeds) & set(episode_seeds(8, 5000, 2))
+    assert len(set(episode_seeds(2**62 + 11, 10))) == 10  # of any size, as runs derive them
+    with pytest.raises(ValueError, match="seed must be at least 0"):
+        episode_seeds(-1, 3)

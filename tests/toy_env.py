@@ -2,23 +2,24 @@
 
 import numpy as np
 
-from wm_engine.envs import LaneEnv
+from wm_engine.envs import LaneEnv, Task
+from wm_engine.spaces import Box, Pixels, Spaces
+
+TOY = Task("toy", "Toy-v0", Spaces(Pixels(), Box((-1.0, 0.0, 0.0), (1.0, 1.0, 1.0))))
 
 
 class ToyEnv(LaneEnv):
-    """Lane i ends by itself after ``4 + seed % 5`` steps; its frames show seed, step and the sum of its actions.
+    """Lane i ends by itself after ``4 + seed % 5`` frames; its pictures show seed, frame and the sum of its actions.
 
-    The reward of a step is the first action, and -100 in the last one. ``bomb``: raise ``error`` at so many steps.
+    The reward of a frame is the first action, and -100 in the last one. ``bomb``: raise ``error`` after so many calls
+    that simulate a frame.
     """
 
     backend = "toy"
 
-    def __init__(self, num_lanes, max_steps=1000, bomb=None, error=KeyboardInterrupt):
-        super().__init__("Toy-v0", num_lanes)
-        self.action_size = 3
-        self.action_low = np.array([-1.0, 0.0, 0.0], dtype=np.float32)
-        self.action_high = np.ones(3, dtype=np.float32)
-        self.max_steps, self.bomb, self.error = max_steps, bomb, error
+    def __init__(self, num_lanes, max_frames=1000, action_repeat=1, bomb=None, error=KeyboardInterrupt, task=TOY):
+        super().__init__(task, num_lanes, max_frames, action_repeat)
+        self.bomb, self.error = bomb, error
         self.calls, self.closed = 0, False
 
     def _reset(self, seeds):
@@ -35,7 +36,7 @@ class ToyEnv(LaneEnv):
         self.sums[lanes] += actions.sum(axis=1)
         terminated = self.times[lanes] >= self.length(self.seeds[lanes])
         rewards = np.where(terminated, -100.0, actions[:, 0])
-        return self._pictures(lanes), rewards, terminated, (self.times[lanes] >= self.max_steps) & ~terminated
+        return self._pictures(lanes), rewards, terminated, np.zeros(len(lanes), dtype=bool)
 
     def _pictures(self, lanes):
         values = np.stack(

@@ -1,15 +1,60 @@
 """World models whose controllers are evolved inside their own dreams.
 
 ``MDNRNN`` dreams, ``ControllerSpec`` gives a controller its shape, ``DreamEngine`` rolls populations of them out from
-``Starts``, and ``evolve`` trains them.
+``Starts``, and ``evolve`` trains them. ``load_run`` reads what a run has published.
+
+Names are imported when they are first asked for: the command line has something to say to OpenMP before torch, which
+reads it once, is loaded (:mod:`wm_engine.main`).
 """
 
-from wm_engine import evolve
-from wm_engine.controller import ControllerSpec
-from wm_engine.dream import DreamEngine, DreamOutput, Starts
-from wm_engine.memory.model import MDNRNN
-from wm_engine.rng import RNG_VERSION
+from __future__ import annotations
 
-__version__ = "0.1.0"
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["MDNRNN", "RNG_VERSION", "ControllerSpec", "DreamEngine", "DreamOutput", "Starts", "__version__", "evolve"]
+if TYPE_CHECKING:
+    from wm_engine.dream import DreamEngine, DreamOutput, Starts
+    from wm_engine.learn import evolve
+    from wm_engine.models.base import WorldModel
+    from wm_engine.models.mdn_rnn import MDNRNN
+    from wm_engine.policies.controller import ControllerSpec
+    from wm_engine.rng import RNG_VERSION
+    from wm_engine.run.published import load_run
+
+__version__ = "0.2.0"
+
+__all__ = [
+    "MDNRNN",
+    "RNG_VERSION",
+    "ControllerSpec",
+    "DreamEngine",
+    "DreamOutput",
+    "Starts",
+    "WorldModel",
+    "__version__",
+    "evolve",
+    "load_run",
+]
+
+_HOMES = {
+    "DreamEngine": "wm_engine.dream",
+    "DreamOutput": "wm_engine.dream",
+    "Starts": "wm_engine.dream",
+    "evolve": "wm_engine.learn",
+    "WorldModel": "wm_engine.models.base",
+    "MDNRNN": "wm_engine.models.mdn_rnn",
+    "ControllerSpec": "wm_engine.policies.controller",
+    "RNG_VERSION": "wm_engine.rng",
+    "load_run": "wm_engine.run.published",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'wm_engine' has no attribute {name!r}")
+    home = importlib.import_module(_HOMES[name])
+    return importlib.import_module(f"{home.__name__}.{name}") if name == "evolve" else getattr(home, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

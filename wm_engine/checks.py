@@ -155,7 +155,7 @@ def check_device(name: str, value: Any) -> torch.device:
 
 
 def device_counts() -> dict[str, int]:
-    """How many devices of each kind torch finds here."""
+    """Count the devices of each kind that torch finds here."""
     return {
         "cpu": 1,
         "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,

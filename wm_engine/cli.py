@@ -1,4 +1,4 @@
-"""The command line: ``wm-engine train | collect | evaluate | report | info | bench | profile``."""
+"""The command line: ``wm-engine train | evaluate | report | info | bench | profile``."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from tqdm import tqdm
 
-from wm_engine.assess import assess_folder
-from wm_engine.config import Config, presets, read_config, resolve
-from wm_engine.errors import ConfigError, MissingStageError, WMEngineError
+from wm_engine.errors import WMEngineError
+from wm_engine.files import read_json, write_json
 from wm_engine.info import collect_info, format_info
 from wm_engine.machine import use_threads
-from wm_engine.pipeline import OnChange, Summary, check_published, drop_episodes, run_pipeline, summarize
+from wm_engine.real.scoring import record_film, score_policy, score_random
 from wm_engine.report import write_report
-from wm_engine.runs import RunFolder, write_json
-from wm_engine.stages import STAGES
-
-Command = TypeVar("Command", bound=Callable[..., Any])
+from wm_engine.run.config import Config, presets, read_config, resolve
+from wm_engine.run.folder import RunFolder
+from wm_engine.run.loop import OnChange, run_loop
+from wm_engine.run.published import how_scored, load_run, read_published
 
 _BENCHES = ("bench", "profile")
 _USAGE = 2
@@ -79,111 +78,63 @@ def cli(quiet: bool) -> None:
         logger.addHandler(handler)
 
 
-def _run_options(command: Command) -> Command:
-    """The options of every command that works in a run folder."""
-    options = [
-        click.option("--preset", metavar="NAME", help=f"One of {', '.join(presets())}; or the path of a .toml file."),
-        click.option(
-            "--run",
-            "root",
-            type=click.Path(path_type=Path),
-            metavar="DIR",
-            help="The run folder.  [default: runs/PRESET]",
-        ),
-        click.option(
-            "--set",
-            "changes",
-            multiple=True,
-            metavar="SECTION.KEY=VALUE",
-            help="Change one setting; may be given many times.",
-        ),
-        click.option(
-            "--on-change",
-            type=click.Choice(["refuse", "keep", "redo"]),
-            default="refuse",
-            show_default=True,
-            help="What to do about stages that were done with other settings.",
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 @cli.command(epilog="Presets:\n\n\b\n" + "\n".join(f"{name:<16} {text}" for name, text in presets().items()))
-@_run_options
-@click.option("--iterations", type=click.IntRange(min=1), help="Rounds; the same as --set iterations=N.")
-@click.option("--stage", type=click.Choice([stage.name for stage in STAGES]), help="Run this stage alone.")
-@click.option("--round", "round_index", type=click.IntRange(min=0), help="The round of --stage, counted from 0.")
+@click.option("--preset", metavar="NAME", help=f"One of {', '.join(presets())}; or the path of a .toml file.")
+@click.option(
+    "--run", "root", type=click.Path(path_type=Path), metavar="DIR", help="The run folder.  [default: runs/PRESET]"
+)
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Change one setting; may be given many times.",
+)
+@click.option("--rounds", type=click.IntRange(min=1), help="Rounds in all; the same as --set rounds=N.")
+@click.option(
+    "--on-change",
+    type=click.Choice(["refuse", "keep"]),
+    default="refuse",
+    show_default=True,
+    help="What to do where a run was begun with other settings: refuse, or go on with the new ones.",
+)
 @click.option(
     "--ray",
     metavar="auto|HOST:PORT",
-    help="Collect, dream and drive on a Ray cluster: the one that this machine belongs to, or that at an address.",
+    help="Drive and dream on a Ray cluster: the one that this machine belongs to, or that at an address.",
 )
 @click.option("--show", is_flag=True, help="Print the whole configuration, explained, and stop.")
 def train(
     preset: str | None,
     root: Path | None,
     changes: tuple[str, ...],
+    rounds: int | None,
     on_change: OnChange,
-    iterations: int | None,
-    stage: str | None,
-    round_index: int | None,
     ray: str | None,
     show: bool,
 ) -> None:
-    """Learn a world model, evolve a controller in it, and score it.
+    """Learn a world model and a policy in its dreams, round by round, and score it.
 
-    Stages: collect, vision, memory, controller, evaluate. A stage that is done is skipped; one that was cut short goes
-    on from its last checkpoint. Without --preset, a run folder goes on with the configuration that it holds.
+    A round drives some real episodes, lets V and M learn, dreams, and judges. Killed and given again, a run goes on
+    from its last checkpoint. Without --preset, a run folder goes on with the configuration that it holds.
 
     \b
     Examples:
       wm-engine train --preset quick
       wm-engine train --preset carracing --run runs/a --set controller.population=128
-      wm-engine train --run runs/a --iterations 3
-      wm-engine train --run runs/a --stage vision
+      wm-engine train --run runs/a --rounds 40
       wm-engine train --run runs/a --ray auto
       wm-engine train --preset quick --show
     """
-    if round_index is not None and stage is None:
-        raise click.UsageError("--round says which round --stage runs in, and needs it.")
-    extra = [f"iterations={iterations}"] if iterations is not None else []
+    extra = [f"rounds={rounds}"] if rounds is not None else []
     folder, config = _resolve(preset, root, [*changes, *extra])
     if show:
         click.echo(config.explained(), nl=False)
         return
-    run_pipeline(folder, config, only=stage, round_index=round_index, on_change=on_change, ray=ray)
-    click.echo(_summary_text(folder, summarize(folder)))
-
-
-@cli.command()
-@_run_options
-@click.option("--round", "round_index", type=click.IntRange(min=0), help="The round to collect for, counted from 0.")
-@click.option("--keep", type=click.IntRange(min=0), metavar="N", help="First delete all episodes from the Nth on.")
-def collect(
-    preset: str | None,
-    root: Path | None,
-    changes: tuple[str, ...],
-    on_change: OnChange,
-    round_index: int | None,
-    keep: int | None,
-) -> None:
-    """Fill a run's rollout store: the first stage alone.
-
-    Where a chunk of the store is damaged, --keep N drops the episode that it belongs to (counted from 0) and those
-    after it, and they are collected again.
-
-    \b
-    Examples:
-      wm-engine collect --preset quick --run runs/a --set collect.episodes=200
-      wm-engine collect --run runs/a --keep 120
-    """
-    folder, config = _resolve(preset, root, changes)
-    if keep is not None:
-        drop_episodes(folder, keep)
-    run_pipeline(folder, config, only="collect", round_index=round_index, on_change=on_change)
-    click.echo(f"rollouts: {RunFolder(folder).rollouts}")
+    run_loop(folder, config, on_change=on_change, ray=ray)
+    page = write_report(RunFolder(folder))
+    click.echo(_summary_text(RunFolder(folder)))
+    click.echo(f"report: {page}")
 
 
 @cli.command()
@@ -191,44 +142,36 @@ def collect(
 @click.option(
     "--set", "changes", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting of the evaluation."
 )
-@click.option("--episodes", type=click.IntRange(min=1), help="Tracks; the same as --set evaluate.episodes=N.")
-@click.option(
-    "--round", "round_index", type=click.IntRange(min=0), help="Score this round's models, not the chosen ones."
-)
-@click.option("--video", type=click.Path(path_type=Path), metavar="FILE.mp4", help="Film the first track too.")
+@click.option("--episodes", type=click.IntRange(min=1), help="Real episodes; the same as --set evaluate.episodes=N.")
+@click.option("--video", type=click.Path(path_type=Path), metavar="FILE.mp4", help="Film the first episode too.")
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE.json", help="Write every episode's score too.")
 def evaluate(
-    root: Path,
-    changes: tuple[str, ...],
-    episodes: int | None,
-    round_index: int | None,
-    video: Path | None,
-    output: Path | None,
+    root: Path, changes: tuple[str, ...], episodes: int | None, video: Path | None, output: Path | None
 ) -> None:
-    """Score a run's controller on real tracks, beside a random policy.
+    """Score a run's policy on real episodes, beside a random policy.
 
-    Both drive the same tracks. The run folder is only read; its own scores stay as the evaluate stage left them.
+    Both meet the same episodes. The run folder is only read; its own scores stay as the run left them.
 
     \b
     Example:
       wm-engine evaluate --run runs/quick --episodes 100 --video drive.mp4
     """
     extra = [f"evaluate.episodes={episodes}"] if episodes is not None else []
-    run = RunFolder(root)
-    config = read_config(_existing_config(run), [*changes, *extra])
-    folder = run if round_index is None else run.iteration(round_index)
-    if not folder.controller.exists():
-        raise MissingStageError(
-            f"{folder.controller}: not there yet. Finish the run first: wm-engine train --run {root}"
-        )
-    if round_index is None:
-        check_published(root)
+    run = load_run(root)
+    config = read_config(run.folder.config, [*changes, *extra])
     use_threads(config.threads)
-    scores = assess_folder(folder, config, video)
+    scores: dict[str, Any] = {
+        "controller": score_policy(run.agent(), run.controller, config.env, config.evaluate).plain(),
+        "random": score_random(config.env, config.evaluate).plain(),
+        "published": dict(run.published),
+    }
+    if video is not None:
+        record_film(run.agent(), run.controller, config.env, config.evaluate.seed, video)
     if output is not None:
         write_json(output, scores)
     click.echo(_score_line("controller", scores["controller"]))
-    click.echo(_score_line("random policy", scores["random"]) + ", on the same tracks")
+    click.echo(_score_line("random policy", scores["random"]) + ", on the same episodes")
+    click.echo(how_scored(run.published, config.evaluate.episodes))
 
 
 @cli.command()
@@ -240,9 +183,7 @@ def report(root: Path) -> None:
     Example:
       wm-engine report --run runs/quick
     """
-    run = RunFolder(root)
-    _existing_config(run)
-    click.echo(f"report: {write_report(run)}")
+    click.echo(f"report: {write_report(RunFolder(root).existing())}")
 
 
 @cli.command()
@@ -269,34 +210,21 @@ def _resolve(preset: str | None, root: Path | None, changes: Sequence[str]) -> t
     if root is None:
         raise click.UsageError(f"Give --preset ({', '.join(presets())}), or --run with a folder to go on in.")
     if not RunFolder(root).config.exists():
+        RunFolder(root).check()
         raise click.UsageError(
             f"{root} is no run folder yet, so --preset must say how to begin: {', '.join(presets())}."
         )
     return root, read_config(RunFolder(root).config, changes)
 
 
-def _existing_config(run: RunFolder) -> Path:
-    if not run.config.exists():
-        raise ConfigError(f"{run.root}: no run folder (there is no config.toml in it)")
-    return run.config
-
-
-def _summary_text(root: Path, summary: Summary) -> str:
-    lines = [f"  {'round ' + str(index):<9} {stage:<11} {seconds:8.1f} s" for index, stage, seconds in summary.seconds]
-    total = sum(seconds for _, _, seconds in summary.seconds)
-    lines = ["time by stage:", *lines, f"  {'total':<21} {total:8.1f} s"]
-    for index, scores in summary.rounds.items():
-        chosen = "  <- chosen by real score" if index == summary.chosen and len(summary.rounds) > 1 else ""
-        dream, controller = scores["dream"]["mean"], scores["controller"]["mean"]
-        gap = "" if None in (dream, controller) else f", gap {dream - controller:+.1f}"
-        lines.append(f"round {index}: real {_shown(controller)}, dreamt {_shown(dream)}{gap}{chosen}")
-    if summary.chosen is not None:
-        if summary.fresh is not None:
-            lines.append("on fresh tracks, since the choice among rounds flatters the scores that it went by:")
-        scores = summary.fresh or summary.rounds[summary.chosen]
-        lines.append(_score_line("controller", scores["controller"]))
-        lines.append(_score_line("random policy", scores["random"]) + ", on the same tracks")
-        lines.append(f"report: {RunFolder(root).report / 'index.html'}")
+def _summary_text(folder: RunFolder) -> str:
+    """Put a run's score, and how it came about, into words."""
+    scores = read_json(folder.scores)
+    lines = [
+        _score_line("controller", scores["controller"]),
+        _score_line("random policy", scores["random"]) + ", on the same episodes",
+        how_scored(read_published(folder), scores["controller"]["episodes"]),
+    ]
     return "\n".join(lines)
 
 

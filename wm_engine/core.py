@@ -28,7 +28,7 @@ def core_sources() -> str | None:
 
 
 def _build_info() -> dict[str, Any]:
-    """What ``setup.py`` wrote beside the core; empty where it cannot be read."""
+    """Read what ``setup.py`` wrote beside the core; empty where it cannot be read."""
     try:
         info = json.loads((resources.files("wm_engine") / "_build_info.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

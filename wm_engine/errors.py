@@ -23,8 +23,8 @@ class RunBusyError(WMEngineError):
     """Another process is working in the run folder."""
 
 
-class MissingStageError(WMEngineError):
-    """A stage was asked for whose inputs are not there yet."""
+class MissingRunError(WMEngineError):
+    """A folder holds no run, or nothing published yet."""
 
 
 class CorruptFileError(WMEngineError):

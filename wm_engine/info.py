@@ -66,7 +66,7 @@ def _dream_backends() -> dict[str, dict[str, Any]]:
 
 def _environments() -> dict[str, dict[str, Any]]:
     return {
-        name: {"available": problem is None, "detail": problem or f"runs {envs.CAR_RACING}"}
+        name: {"available": problem is None, "detail": problem or "runs CarRacing-v3"}
         for name, problem in envs.backends().items()
     }
 

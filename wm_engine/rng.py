@@ -17,11 +17,14 @@ block 2Q              word 0 decides the end where ``done="sample"``
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from wm_engine.checks import check_int
 
 RNG_VERSION = 1
 """Version of the contract; kept in every checkpoint. Another version draws other numbers."""
@@ -85,14 +88,32 @@ def step_counters(blocks: Tensor, step: int, episodes: Tensor, candidates: Tenso
     return torch.stack([word.expand(shape) for word in words], dim=-1)
 
 
-class StepDraws:
-    """The numbers that the steps of a dream draw, for a block of rollouts on one device.
+class StepWords:
+    """The random words that the steps of a dream draw, for a block of rollouts on one device.
 
     Parameters
     ----------
     seed : the dream's seed
     candidates : int64 [C], candidate words; a single zero under common random numbers
     episodes : int64 [E], episode indices of the whole population
+    blocks : how many blocks a step draws
+    """
+
+    def __init__(self, seed: int, candidates: Tensor, episodes: Tensor, blocks: int) -> None:
+        self._seed, self._candidates, self._episodes = seed, candidates, episodes
+        self._blocks = torch.arange(blocks, device=episodes.device)
+
+    def at(self, step: int) -> Tensor:
+        """Return the words of one step: int64 [C, E, blocks, 4], 32 bits each."""
+        return philox_torch(step_counters(self._blocks, step, self._episodes, self._candidates), self._seed)
+
+
+class StepDraws:
+    """The numbers that the steps of an MDN-RNN's dream draw: :class:`StepWords`, as what they stand for.
+
+    Parameters
+    ----------
+    seed, candidates, episodes : as there
     latent : Z
     mixture : "shared" | "per_dim"
     dtype : of the numbers returned
@@ -101,18 +122,16 @@ class StepDraws:
     def __init__(
         self, seed: int, candidates: Tensor, episodes: Tensor, latent: int, mixture: str, dtype: torch.dtype
     ) -> None:
-        self._seed, self._candidates, self._episodes = seed, candidates, episodes
+        self._words = StepWords(seed, candidates, episodes, 2 * math.ceil(latent / 4) + 1)
         self._latent, self._mixture, self._dtype = latent, mixture, dtype
-        self._blocks = torch.arange(2 * math.ceil(latent / 4) + 1, device=episodes.device)
 
     def at(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The numbers of one step: normals [C, E, Z], component uniforms [C, E, 1 or Z], end uniforms [C, E]."""
-        words = philox_torch(step_counters(self._blocks, step, self._episodes, self._candidates), self._seed)
-        return numbers(words, self._latent, self._mixture, self._dtype)
+        """Return the numbers of one step: normals [C, E, Z], component uniforms [C, E, 1 or Z], end uniforms [C, E]."""
+        return numbers(self._words.at(step), self._latent, self._mixture, self._dtype)
 
 
 def numbers(words: Tensor, latent: int, mixture: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """What a step's words, int64 [..., 2Q+1, 4], stand for: normals [..., Z], component uniforms [..., 1 or Z], end
+    """Turn a step's words, int64 [..., 2Q+1, 4], into normals [..., Z], component uniforms [..., 1 or Z], end
     uniforms [...]."""
     quads = math.ceil(latent / 4)
     u = ((words >> 9).to(dtype) + 0.5) * 2.0**-23
@@ -122,3 +141,31 @@ def numbers(words: Tensor, latent: int, mixture: str, dtype: torch.dtype) -> tup
     normals = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1).flatten(-2)[..., :latent]
     choice = u[..., quads, :1] if mixture == "shared" else u[..., quads : 2 * quads, :].flatten(-2)[..., :latent]
     return normals, choice, u[..., 2 * quads, 0]
+
+
+def derive_seed(seed: int, *words: str | int) -> int:
+    """Derive a seed of 63 bits for one use of a run's ``seed``; ``words`` that read differently give another one.
+
+    The first 8 bytes, big-endian, of the SHA-256 of the arguments' decimal or plain text joined by "/", less the
+    lowest bit: ``derive_seed(1, "dream", 7)`` hashes ``b"1/dream/7"``, as do ``(1, "dream/7")`` and ``(1, "dream",
+    "7")``: a word should hold no "/". It depends on nothing else, so a resumed run meets the seeds of the one that was
+    cut.
+    """
+    digest = hashlib.sha256("/".join(map(str, (seed, *words))).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def keyed_generator(*key: int) -> torch.Generator:
+    """Make a CPU generator that belongs to a tuple of non-negative integers: the same numbers whenever it is made."""
+    words = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
+
+
+def episode_seeds(seed: int, count: int, stream: int = 0) -> list[int]:
+    """Give ``count`` environment seeds in [0, 2^31), all different: consecutive numbers from a hashed place.
+
+    ``seed``: any non-negative integer; ``stream`` tells apart uses of one seed, such as the rounds of a run.
+    """
+    words = np.random.SeedSequence([check_int("seed", seed, least=0), check_int("stream", stream, least=0)])
+    first = int(words.generate_state(1, np.uint64)[0])
+    return [(first + index) % 2**31 for index in range(count)]

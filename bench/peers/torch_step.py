@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from wm_engine.controller import act
 from wm_engine.dream.torch_backend import DTYPES
 from wm_engine.ops.dream import DreamWeights, dream_step
+from wm_engine.policies.controller import act
 
 from ..workload import Setup
 

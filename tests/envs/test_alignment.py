@@ -23,12 +23,12 @@ def straight():
     """Of each backend: frames [T+1, N, 64, 64, 3] and rewards [T, N] of a car going straight on, gently."""
     driven = {}
     for backend in ("gymnasium", "envpool"):
-        with contextlib.closing(make_env(EnvSettings(backend=backend), len(SEEDS))) as env:
+        with contextlib.closing(make_env(EnvSettings(backend=backend, action_repeat=1), len(SEEDS))) as env:
             frames, rewards = [env.reset(SEEDS)], []
             for _ in range(STEPS):
                 step = env.step(np.tile(np.array([[0.0, 0.1, 0.0]], np.float32), (len(SEEDS), 1)))
                 assert not step.ended.any()
-                frames.append(step.frames)
+                frames.append(step.observations)
                 rewards.append(step.rewards)
         driven[backend] = np.stack(frames).astype(np.int16), np.stack(rewards).astype(np.float64)
     return driven

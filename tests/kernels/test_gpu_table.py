@@ -39,7 +39,7 @@ def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "ceilings", lambda: LIMITS)
     monkeypatch.setattr(gpu, "origin", lambda: {"device": "a CPU", "commit": None})
     monkeypatch.setattr(gpu, "missing", lambda: "no GPU")
-    monkeypatch.setattr(gpu.optimizers, "contestants", lambda device: {})  # tests/evolve/test_bench_optimizers.py
+    monkeypatch.setattr(gpu.optimizers, "contestants", lambda device: {})  # tests/bench/test_bench_optimizers.py
     sound = next(rival for rival in rivals("cpu")[0] if rival.name == "torch fp32")
 
     def wrong(setup: Setup) -> Callable[[], Tensor]:

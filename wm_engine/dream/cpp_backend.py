@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wm_engine.controller import ControllerSpec
 from wm_engine.core import core
 from wm_engine.dream.types import DreamOutput, RolloutPlan, Starts
 from wm_engine.machine import available_cpus
-from wm_engine.memory.model import MDNRNN
+from wm_engine.models.mdn_rnn import MDNRNN
+from wm_engine.policies.controller import ControllerSpec
 
 
 class CppBackend:
@@ -58,7 +58,7 @@ class CppBackend:
 
     @staticmethod
     def available() -> tuple[bool, str]:
-        """Whether the core is here; the reason and the remedy where it is not."""
+        """Say whether the core is here, with the reason and the remedy where it is not."""
         module, reason = core()
         return module is not None, reason
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from wm_engine.errors import CorruptFileError, StorageError
-from wm_engine.runs import read_json, write_json
+from wm_engine.files import read_json, write_json
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ _measuring = threading.Lock()
 
 
 def cache_file() -> Path:
-    """Where crossovers are kept: in ``$WM_ENGINE_CACHE``, ``$XDG_CACHE_HOME/wm_engine`` or ``~/.cache/wm_engine``."""
+    """Return the crossovers' file, in ``$WM_ENGINE_CACHE``, ``$XDG_CACHE_HOME/wm_engine`` or ``~/.cache/wm_engine``."""
     folder = os.environ.get("WM_ENGINE_CACHE")
     if not folder:
         folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "wm_engine")

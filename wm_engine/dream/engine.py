@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wm_engine import kernels
+import wm_engine.kernels as kernels
 from wm_engine.checks import (
     FLOAT32_MAX,
     as_device,
@@ -25,7 +25,6 @@ from wm_engine.checks import (
     check_tensor,
     check_type,
 )
-from wm_engine.controller import ControllerSpec
 from wm_engine.dream import triton_backend
 from wm_engine.dream.cpp_backend import CppBackend
 from wm_engine.dream.torch_backend import DTYPES, TorchBackend
@@ -33,8 +32,10 @@ from wm_engine.dream.triton_backend import TritonBackend
 from wm_engine.dream.types import Backend, DreamOutput, RolloutPlan, Starts, join
 from wm_engine.errors import DeviceLimitError, DeviceMemoryError
 from wm_engine.fleet import shards
-from wm_engine.memory.model import MDNRNN
+from wm_engine.models.base import WorldModel
+from wm_engine.models.mdn_rnn import MDNRNN
 from wm_engine.ops.dream import DONES, REWARDS
+from wm_engine.policies.controller import ControllerSpec
 from wm_engine.rng import key_words
 
 _log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class BackendEntry:
     missing: Callable[[], str | None]
     make: Callable[..., Backend]
     by_name: tuple[str, ...] = ()
-    refuses: Callable[[MDNRNN, ControllerSpec], str | None] = lambda m, c: None
+    refuses: Callable[[WorldModel, ControllerSpec], str | None] = lambda m, c: None
     unfit: Callable[[torch.device], str | None] = lambda device: None
 
 
@@ -66,8 +67,18 @@ def _cpp_missing() -> str | None:
     return None if there else reason
 
 
+def _no_mdn_rnn(m: WorldModel, c: ControllerSpec) -> str | None:
+    if isinstance(m, MDNRNN):
+        return None
+    return f"it dreams MDN-RNNs alone, and this world model is a {type(m).__name__}: the torch backend dreams it"
+
+
+def _beyond_triton(m: WorldModel, c: ControllerSpec) -> str | None:
+    return triton_backend.beyond_limits(m, c) if isinstance(m, MDNRNN) else _no_mdn_rnn(m, c)
+
+
 BACKENDS = (
-    BackendEntry("cpp", ("cpu",), CppBackend.PRECISIONS, _cpp_missing, CppBackend),
+    BackendEntry("cpp", ("cpu",), CppBackend.PRECISIONS, _cpp_missing, CppBackend, refuses=_no_mdn_rnn),
     BackendEntry(
         "triton",
         ("cuda",),
@@ -75,7 +86,7 @@ BACKENDS = (
         triton_backend.missing,
         TritonBackend,
         by_name=("cpu",),
-        refuses=triton_backend.beyond_limits,
+        refuses=_beyond_triton,
         unfit=kernels.unfit,
     ),
     BackendEntry("torch", ("cpu", "cuda", "mps"), tuple(DTYPES), lambda: None, TorchBackend),
@@ -83,8 +94,8 @@ BACKENDS = (
 """Fastest first: ``auto`` takes the first that is here and fits."""
 
 
-def fastest_backend(device: str, precision: str, m: MDNRNN, c: ControllerSpec) -> str:
-    """What ``auto`` takes on a kind of device where everything is installed; ValueError where nothing fits."""
+def fastest_backend(device: str, precision: str, m: WorldModel, c: ControllerSpec) -> str:
+    """Name what ``auto`` takes on a kind of device where everything is installed; ValueError where nothing fits."""
     for entry in BACKENDS:
         if device in entry.devices and precision in entry.precisions and entry.refuses(m, c) is None:
             return entry.name
@@ -96,7 +107,8 @@ class DreamEngine:
 
     Parameters
     ----------
-    m : the world model's memory; its weights are copied, so train on and make a new engine
+    m : the world model, an MDN-RNN or, on the torch backend, any kind; its weights are copied, so train on and make a
+        new engine
     c : the controllers' shape; latent, hidden and action must be M's
     device : where to dream
     devices : several of one kind, in place of ``device``: the population is split over them, a share to each, and the
@@ -113,7 +125,7 @@ class DreamEngine:
 
     def __init__(
         self,
-        m: MDNRNN,
+        m: WorldModel,
         c: ControllerSpec,
         device: str | torch.device = "cpu",
         backend: str = "auto",
@@ -122,9 +134,10 @@ class DreamEngine:
         devices: Sequence[str | torch.device] | None = None,
         crossovers: Mapping[str, int] | None = None,
     ) -> None:
-        check_type("m", m, MDNRNN)
+        check_type("m", m, WorldModel)
         check_type("c", c, ControllerSpec)
-        for name in ("latent", "hidden", "action"):
+        self._hidden = m.hidden
+        for name in ("latent", "hidden", "action") if "h" in c.features or m.hidden else ("latent", "action"):
             if getattr(m, name) != getattr(c, name):
                 raise ValueError(
                     f"the controller's {name} must be the memory's, {getattr(m, name)}, but was {getattr(c, name)}"
@@ -152,7 +165,7 @@ class DreamEngine:
             options["crossovers"] = crossovers
         self._backends = self._made(entry, m, **options)
 
-    def _made(self, entry: BackendEntry, m: MDNRNN, **options: Any) -> list[Backend]:
+    def _made(self, entry: BackendEntry, m: WorldModel, **options: Any) -> list[Backend]:
         """A backend on each device."""
         try:
             return [entry.make(m, self.controller, where, self.precision, **options) for where in self.devices]
@@ -185,14 +198,14 @@ class DreamEngine:
 
         Parameters
         ----------
-        params : float32 [P, D], finite; layout in :class:`wm_engine.controller.ControllerSpec`
+        params : float32 [P, D], finite; layout in :class:`wm_engine.policies.controller.ControllerSpec`
         starts : episode e begins from ``starts[e mod N]``, the same for every candidate
         episodes : E; max_steps : T, the most steps of an episode
         temperature : tau; logits / tau and standard deviation · sqrt(tau); 0 takes the most likely component's mean
         seed : in [0, 2**64); with step, episode and candidate it fixes every number drawn (``wm_engine.rng``)
         reward : "predicted" adds M's reward head, "survival" 1 a step
         done : "threshold" ends where the end logit > 0, "sample" where sigmoid(logit) > u
-        common_random_numbers : all candidates meet the same luck
+        common_random_numbers : all candidates meet the same random numbers
         first_candidate : index of ``params[0]`` in the whole population; a shard dreams as the whole would have
         record : keep latents, actions and rewards of every step too
         population : candidates of the whole of which ``params`` is a shard; None: P. What a backend chooses by size (a
@@ -210,8 +223,8 @@ class DreamEngine:
         check_type("starts", starts, Starts)
         check_tensor("starts.z", starts.z, ["N", self.controller.latent])
         for name in ("h", "c"):
-            if getattr(starts, name) is not None:
-                check_tensor(f"starts.{name}", getattr(starts, name), [len(starts), self.controller.hidden])
+            if getattr(starts, name) is not None and self._hidden:
+                check_tensor(f"starts.{name}", getattr(starts, name), [len(starts), self._hidden])
         plan = RolloutPlan(
             episodes=check_int("episodes", episodes, least=1),
             max_steps=check_int("max_steps", max_steps, least=1),
@@ -236,7 +249,7 @@ class DreamEngine:
         return self._dream(params.detach(), starts, plan)
 
     def crossovers(self) -> dict[str, int]:
-        """From how many rollouts on a GPU dreams with one kernel for all steps, by what that depends on.
+        """Measure the population size from which one kernel for all steps beats step by step, by what it depends on.
 
         A measurement, from which bits follow: runs keep it, and fleets share it. Empty where nothing is measured.
         DeviceMemoryError where the device has no memory for it.
@@ -332,7 +345,7 @@ def _check_alike(devices: Sequence[torch.device]) -> None:
         raise ValueError(f"devices must be GPUs of one model, for equal results, but were {shown}")
 
 
-def _choose(backend: str, device: torch.device, precision: str, m: MDNRNN, c: ControllerSpec) -> BackendEntry:
+def _choose(backend: str, device: torch.device, precision: str, m: WorldModel, c: ControllerSpec) -> BackendEntry:
     check_choice("backend", backend, ("auto", *(entry.name for entry in BACKENDS)))
     check_choice("precision", precision, sorted({p for entry in BACKENDS for p in entry.precisions}))
     if backend == "auto":
@@ -359,7 +372,7 @@ def _choose(backend: str, device: torch.device, precision: str, m: MDNRNN, c: Co
 
 
 def _first_fitting(
-    entries: Sequence[BackendEntry], device: torch.device, precision: str, m: MDNRNN, c: ControllerSpec
+    entries: Sequence[BackendEntry], device: torch.device, precision: str, m: WorldModel, c: ControllerSpec
 ) -> BackendEntry:
     """The first of these that is here and can dream this; which it is, and why others are not, is logged once."""
     for entry in entries:

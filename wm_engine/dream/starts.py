@@ -5,68 +5,87 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from wm_engine.checks import check_float, check_int
+from wm_engine.data.sequences import EncodedEpisode, stack_windows
 from wm_engine.dream.types import Starts
-from wm_engine.memory.model import MDNRNN
-from wm_engine.memory.sequences import burnt_in
-from wm_engine.training import keyed_generator
-from wm_engine.vision.latents import Latents
+from wm_engine.models.base import WorldModel
+from wm_engine.rng import keyed_generator
+
+_MOST_LANES = 64
 
 
 def recorded_starts(
-    m: MDNRNN,
-    latents: Latents,
-    count: int,
-    mid_fraction: float,
-    seed: int,
-    episodes: Sequence[int] | None = None,
+    world: WorldModel, episodes: Sequence[EncodedEpisode], count: int, mid_fraction: float, seed: int
 ) -> Starts:
-    """``count`` states that recorded episodes went through, for dreams to begin from.
+    """Choose ``count`` states that recorded episodes went through, for dreams to begin from.
 
     A share ``mid_fraction`` of them (rounded) are steps drawn evenly from all steps of all episodes, with (h, c) burnt
-    in over everything recorded before; the others are beginnings of episodes, with (h, c) zero. The two kinds are
-    mixed, so that any number of the first starts holds both. Latents are drawn from V's posterior, as M met them in
-    its training. A state after an episode's end is never a start: the step that it begins with was recorded.
+    in over everything recorded before; the others are beginnings of episodes. The two kinds are mixed, so that any
+    number of the first starts holds both. Latents are drawn from V's posterior, as M met them in its training. A state
+    after an episode's end is never a start: the step that it begins with was recorded.
 
     Parameters
     ----------
     count : N, how many
     mid_fraction : in [0, 1]
     seed : equal seeds, equal starts
-    episodes : which recorded episodes to draw from; all where None
 
     Returns
     -------
-    Starts with z [N, Z], h and c [N, H], float32 on the CPU
+    Starts with z [N, Z], h and c [N, H], float32 on the CPU; h and c are None where the world model has none
 
-    Raises ValueError for a count under 1, a fraction outside [0, 1], no episodes, or latents of another size than M's.
+    Raises ValueError for a count under 1, a fraction outside [0, 1], or no episodes.
     """
     check_int("count", count, least=1)
     if check_float("mid_fraction", mid_fraction, least=0.0) > 1.0:
         raise ValueError(f"mid_fraction must be in [0, 1], but was {mid_fraction}")
-    if (m.latent, m.action) != (latents.latent, latents.action):
-        raise ValueError(
-            f"latents must have Z = {m.latent} and A = {m.action} as M has, "
-            f"but had {latents.latent} and {latents.action}"
-        )
-    chosen = list(range(len(latents)) if episodes is None else episodes)
-    if not chosen:
+    if not episodes:
         raise ValueError("episodes must name at least one episode, but were none")
-
     generator = np.random.default_rng([seed, 0])
-    lengths = np.array([latents.steps[episode] for episode in chosen])
+    lengths = np.array([episode.steps for episode in episodes])
     ends = lengths.cumsum()
-    mid = generator.permutation(np.arange(count) < round(mid_fraction * count))
-    places = []
-    for from_middle in mid:
-        if from_middle:
-            flat = generator.integers(ends[-1])
-            number = int(np.searchsorted(ends, flat, side="right"))
-            step = int(flat - (ends[number] - lengths[number]))
-        else:
-            number, step = int(generator.integers(len(chosen))), 0
-        places.append((chosen[number], step))
-    # Ordinary tensors, not inference ones: no gradient is asked of them, but anyone may use them anywhere.
-    z, h, c = (state.detach().cpu() for state in burnt_in(m, latents, places, keyed_generator(seed, 1)))
-    return Starts(z, h, c)
+    flat = generator.integers(ends[-1], size=count)
+    owners = np.searchsorted(ends, flat, side="right")
+    steps = flat - (ends[owners] - lengths[owners])
+    from_beginning = generator.permutation(np.arange(count) >= round(mid_fraction * count))
+    owners = np.where(from_beginning, generator.integers(len(episodes), size=count), owners)
+    steps = np.where(from_beginning, 0, steps)
+    return states_at(world, episodes, owners, steps, seed)
+
+
+@torch.inference_mode()
+def states_at(
+    world: WorldModel, episodes: Sequence[EncodedEpisode], owners: np.ndarray, steps: np.ndarray, seed: int
+) -> Starts:
+    """Return the states before step ``steps[i]`` of ``episodes[owners[i]]``, N of them; see :func:`recorded_starts`.
+
+    M reads every episode once from its beginning, those of similar lengths side by side, which is how an agent's (h, c)
+    comes about.
+    """
+    device = next((part.device for part in world.parameters()), torch.device("cpu"))
+    count, place_of, step_of = len(owners), torch.from_numpy(owners), torch.from_numpy(steps)
+    z = torch.empty(count, world.latent)
+    h, c = (torch.zeros(count, world.hidden) for _ in range(2))
+    order = sorted(set(owners.tolist()), key=lambda index: -episodes[index].steps)
+    for number, first in enumerate(range(0, len(order), _MOST_LANES)):
+        group = order[first : first + _MOST_LANES]
+        batch = stack_windows([episodes[index] for index in group])
+        drawn = batch.sample(keyed_generator(seed, 1, number)).to(device)
+        state = world.initial(len(group))
+        lane_of = {index: lane for lane, index in enumerate(group)}
+        members = torch.isin(place_of, torch.tensor(group))
+        last = int(step_of[members].max())
+        for step in range(last + 1):
+            wanted = torch.nonzero(members & (step_of == step)).squeeze(1)
+            if len(wanted):
+                lanes = torch.tensor([lane_of[int(index)] for index in place_of[wanted]])
+                z[wanted] = drawn[step, lanes].cpu()
+                if world.hidden:
+                    h[wanted], c[wanted] = state[0][lanes].cpu(), state[1][lanes].cpu()
+            if world.hidden and step < last:
+                state = world.observe(drawn[step], batch.actions[step].to(device), state)
+    # Clones outside inference mode: ordinary tensors, which anyone may use anywhere.
+    with torch.inference_mode(False):
+        return Starts(z.clone(), h.clone() if world.hidden else None, c.clone() if world.hidden else None)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
-from wm_engine.controller import ControllerSpec, raw_actions, squash_actions
 from wm_engine.dream.types import DreamOutput, RolloutPlan, Starts, join
-from wm_engine.memory.model import MDNRNN
-from wm_engine.ops.dream import DreamWeights, dream_step
-from wm_engine.rng import StepDraws
+from wm_engine.models.base import WorldModel, WorldState
+from wm_engine.models.mdn_rnn import MDNRNN
+from wm_engine.ops.dream import DreamWeights, StepOutcome, dream_step
+from wm_engine.policies.controller import ControllerSpec, raw_actions, squash_actions
+from wm_engine.rng import StepWords, numbers
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -25,17 +28,11 @@ _MOST_ROLLOUTS = 1 << 16
 _STEPS_BETWEEN_CHECKS = 32
 
 
-class TorchBackend:
-    """Dreams as batched torch operations.
+class _MDNRNNSteps:
+    """The MDN-RNN's dreamt steps, its matrix products in a precision of their own."""
 
-    Matrix products of M run in the given precision, controller and everything pointwise in float32 (float64 for
-    "fp64"). Ended rollouts are masked, not removed.
-    """
-
-    def __init__(self, m: MDNRNN, c: ControllerSpec, device: torch.device, precision: str = "fp32") -> None:
-        self._spec, self._device = c, device
-        self._dtype = torch.float64 if precision == "fp64" else torch.float32
-        low = DTYPES[precision]
+    def __init__(self, m: MDNRNN, device: torch.device, low: torch.dtype, dtype: torch.dtype) -> None:
+        self._m, self._dtype = m, dtype
 
         def weight(value: Tensor) -> Tensor:
             # Rounded before it travels: MPS has no float64, and the bias is summed in it.
@@ -50,6 +47,54 @@ class TorchBackend:
             weight(w["head.bias"]),
             m.layout,
         )
+
+    def draws(self, words: Tensor) -> tuple[Tensor, ...]:
+        return numbers(words, self._m.latent, self._m.mixture, self._dtype)
+
+    def step(self, state: WorldState, action: Tensor, draws: tuple[Tensor, ...], plan: RolloutPlan) -> StepOutcome:
+        return dream_step(
+            self._weights, state.z, action, state.h, state.c, *draws,
+            temperature=plan.temperature, reward=plan.reward, done=plan.done,
+        )  # fmt: skip
+
+
+class _AnySteps:
+    """The dreamt steps of any kind of world model, all of it in one precision."""
+
+    def __init__(self, m: WorldModel, device: torch.device, dtype: torch.dtype) -> None:
+        self._m = copy.deepcopy(m).to(device, dtype).eval()
+        self._dtype = dtype
+
+    def draws(self, words: Tensor) -> tuple[Tensor, ...]:
+        return (words,)
+
+    def step(self, state: WorldState, action: Tensor, draws: tuple[Tensor, ...], plan: RolloutPlan) -> StepOutcome:
+        (words,) = draws
+        out = self._m.imagine(state, action, words, plan.temperature)
+        # The last block's first word decides the end, as in the MDN-RNN's contract.
+        uniforms = ((words[:, -1, 0] >> 9).to(self._dtype) + 0.5) * 2.0**-23
+        ended = out.done > 0 if plan.done == "threshold" else torch.sigmoid(out.done) > uniforms
+        gained = out.reward if plan.reward == "predicted" else torch.ones_like(out.reward)
+        finite = torch.isfinite(out.state.z).all(dim=-1) & torch.isfinite(out.reward) & torch.isfinite(out.done)
+        return StepOutcome(out.state.z, out.state.h, out.state.c, gained, ended, out.done, finite)
+
+
+class TorchBackend:
+    """Dreams as batched torch operations, in any kind of world model.
+
+    Matrix products of an MDN-RNN run in the given precision, its controller and everything pointwise in float32
+    (float64 for "fp64"); another kind runs in float32, or float64, as a whole. Ended rollouts are masked, not removed.
+    """
+
+    def __init__(self, m: WorldModel, c: ControllerSpec, device: torch.device, precision: str = "fp32") -> None:
+        self._spec, self._device, self._blocks = c, device, m.blocks
+        self._hidden = m.hidden
+        self._dtype = torch.float64 if precision == "fp64" else torch.float32
+        self._steps: _MDNRNNSteps | _AnySteps
+        if isinstance(m, MDNRNN):
+            self._steps = _MDNRNNSteps(m, device, DTYPES[precision], self._dtype)
+        else:
+            self._steps = _AnySteps(m, device, self._dtype)
 
     @torch.inference_mode()
     def rollout(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
@@ -76,13 +121,13 @@ class TorchBackend:
         candidates = torch.zeros(1, dtype=torch.int64, device=device)
         if not plan.common_random_numbers:
             candidates = torch.arange(first_candidate, first_candidate + num_p, device=device)
-        draws = StepDraws(plan.seed, candidates, episodes, spec.latent, self._weights.layout.mixture, dtype)
+        draws = StepWords(plan.seed, candidates, episodes, self._blocks)
 
         def per_rollout(value: Tensor) -> Tensor:
             return value.expand(num_p, *value.shape[1:]).flatten(0, 1)
 
         z, h, c = (
-            per_rollout(state[episodes % len(starts)].unsqueeze(0)) for state in starts.to(device, dtype, spec.hidden)
+            per_rollout(state[episodes % len(starts)].unsqueeze(0)) for state in starts.to(device, dtype, self._hidden)
         )
         alive = torch.ones(num_p * num_e, dtype=torch.bool, device=device)
         failed = torch.zeros_like(alive)
@@ -94,20 +139,9 @@ class TorchBackend:
             features = spec.observe(z, h, c).unflatten(0, (num_p, num_e))
             raw = raw_actions(spec, params, features).flatten(0, 1)
             action = squash_actions(spec, raw)
-            normals, choice_uniforms, done_uniforms = (per_rollout(draw) for draw in draws.at(step))
-            outcome = dream_step(
-                self._weights,
-                z,
-                action,
-                h,
-                c,
-                normals,
-                choice_uniforms,
-                done_uniforms,
-                temperature=plan.temperature,
-                reward=plan.reward,
-                done=plan.done,
-            )
+            # Made once for all candidates that share them, and only then spread over the rollouts.
+            numbers_of_step = tuple(per_rollout(part) for part in self._steps.draws(draws.at(step)))
+            outcome = self._steps.step(WorldState(z, h, c), action, numbers_of_step, plan)
             z, h, c = outcome.z, outcome.h, outcome.c
             finite = outcome.finite & torch.isfinite(raw).all(dim=-1)
             if plan.record:

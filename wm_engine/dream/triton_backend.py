@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from wm_engine import kernels
-from wm_engine.controller import ControllerSpec
+import wm_engine.kernels as kernels
 from wm_engine.dream.crossover import crossover
 from wm_engine.dream.types import DreamOutput, RolloutPlan, Starts
 from wm_engine.errors import DeviceLimitError
-from wm_engine.memory.model import MDNRNN
+from wm_engine.models.mdn_rnn import MDNRNN
+from wm_engine.policies.controller import ControllerSpec
 from wm_engine.rng import key_words
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class TritonBackend:
         return f"{name}; {versions}; {mixture}; {dtype}; {sizes}; {self._model.settings}; {self._shape}"
 
     def _seconds(self, form: str, rollouts: int) -> float:
-        """How long a form takes for this many rollouts of the measured length, of which none ends early: the answer is
+        """Time a form for this many rollouts of the measured length, of which none ends early: the answer is
         kept for all M of these sizes."""
         spec, device = self._spec, self._device
         biases = self._model.tensors["control_biases"].clone()
@@ -210,7 +210,7 @@ class TritonBackend:
 
 
 def candidates_a_launch(bytes_per_candidate: int, episodes: int) -> int:
-    """How many candidates are dreamt at once: what fits the bounds on memory and rollouts, at least one."""
+    """Count the candidates that are dreamt at once: what fits the bounds on memory and rollouts, at least one."""
     return max(1, min(_MOST_ROLLOUTS // episodes, (_MOST_BYTES - _KEPT_BYTES) // bytes_per_candidate))
 
 
@@ -227,7 +227,7 @@ def _best_seconds(run: Callable[[], None], device: torch.device) -> float:
 
 
 def missing() -> str | None:
-    """Why this backend cannot dream here, or None where it can."""
+    """Say why this backend cannot dream here, or None where it can."""
     reason = kernels.missing()
     if reason is None and not torch.cuda.is_available() and not kernels.interpreted():
         return "no GPU that torch can use (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, for checking)"
@@ -235,7 +235,7 @@ def missing() -> str | None:
 
 
 def beyond_limits(m: MDNRNN, c: ControllerSpec) -> str | None:
-    """Which size of M or C the kernels cannot take, or None."""
+    """Name the size of M or C that the kernels cannot take, or None."""
     return kernels.beyond_limits(
         {
             "hidden": m.hidden,

@@ -46,7 +46,7 @@ class Starts:
 
 @dataclass(frozen=True)
 class RolloutPlan:
-    """How to dream, checked by the engine: see :meth:`wm_engine.dream.engine.DreamEngine.rollout`.
+    """A dream as it is asked for, checked by the engine: see :meth:`wm_engine.dream.engine.DreamEngine.rollout`.
 
     population : how many rollouts the whole has of which this may be a share; 0 where this is all of it. What a backend
         chooses by size it chooses by this, so that shares have the bits of the whole
@@ -66,7 +66,7 @@ class RolloutPlan:
 
 @dataclass(frozen=True)
 class DreamOutput:
-    """What a population dreamt.
+    """The dreams of a population.
 
     returns : float32 [P, E], sums of rewards; NaN where the rollout failed
     lengths : int32 [P, E], steps lived, the last one included

@@ -1,4 +1,4 @@
-"""From an environment's picture to V's input: the one way, for every backend, in collection and in evaluation."""
+"""From an environment's picture to what V sees: the one way, for every backend and every purpose."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import torch
 
 FRAME_SIZE = 64
 FRAME_SHAPE = (FRAME_SIZE, FRAME_SIZE, 3)
-# CarRacing draws its instruments over the lowest 12 of 96 rows. They show the score's digits, which differ between the
-# backends, and nothing that the road does not; Ha & Schmidhuber's published code leaves them out too.
-CAR_RACING_ROWS = 84
 
 
-def preprocess(frames: np.ndarray, rows: int | None = CAR_RACING_ROWS) -> np.ndarray:
-    """uint8 [N, height, width, 3] to uint8 [N, 64, 64, 3]: the top ``rows`` rows (None: all), resized.
+def preprocess(
+    frames: np.ndarray, rows: int | None = None, size: tuple[int, ...] = (FRAME_SIZE, FRAME_SIZE)
+) -> np.ndarray:
+    """Crop uint8 [N, height, width, 3] to its top ``rows`` rows (None: all), resized to uint8 [N, *size, 3].
 
     The resizing is bilinear with antialiasing (a triangle filter as wide as the reduction), so no road marking falls
     between two samples. Raises TypeError for another dtype and ValueError for another shape.
@@ -27,5 +26,5 @@ def preprocess(frames: np.ndarray, rows: int | None = CAR_RACING_ROWS) -> np.nda
     cropped = frames[:, :rows].copy()  # contiguous, and writable as torch wants it
     # The permuted view is channels_last, for which torch has a direct uint8 path.
     images = torch.from_numpy(cropped).permute(0, 3, 1, 2)
-    resized = torch.nn.functional.interpolate(images, size=(FRAME_SIZE, FRAME_SIZE), mode="bilinear", antialias=True)
+    resized = torch.nn.functional.interpolate(images, size=list(size), mode="bilinear", antialias=True)
     return resized.permute(0, 2, 3, 1).contiguous().numpy()

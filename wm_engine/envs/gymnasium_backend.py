@@ -8,20 +8,14 @@ of the lanes, and each looks after its parent.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import subprocess
-import sys
-from multiprocessing import Pipe
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from wm_engine.envs.base import LaneEnv
-from wm_engine.errors import ConfigError, MissingDependencyError, WorkerError
-
-_WORKER = Path(__file__).with_name("gymnasium_worker.py")
+from wm_engine.envs.task import Task, not_installed
+from wm_engine.envs.worker_process import WorkerProcess, named_spaces
+from wm_engine.errors import ConfigError, MissingDependencyError
 
 
 class GymnasiumEnv(LaneEnv):
@@ -29,26 +23,23 @@ class GymnasiumEnv(LaneEnv):
 
     backend = "gymnasium"
 
-    def __init__(self, env_id: str, num_lanes: int, max_steps: int, num_threads: int) -> None:
-        super().__init__(env_id, num_lanes)
-        self._id = env_id
-        self.workers: list[_Worker] = []
+    def __init__(self, task: Task, num_lanes: int, max_frames: int, num_threads: int, action_repeat: int = 1) -> None:
+        super().__init__(task, num_lanes, max_frames, action_repeat)
+        self.workers: list[WorkerProcess] = []
         try:
-            self.workers = [_Worker() for _ in range(min(num_threads, num_lanes))]
+            for _ in range(min(num_threads, num_lanes)):
+                self.workers.append(WorkerProcess(with_our_path=bool(task.register) or ":" in task.env_id))
             for worker in self.workers:
-                worker.send("start", env_id, max_steps)
-            spaces = [self._answer(worker) for worker in self.workers]
+                worker.send("start", task.env_id, max_frames, task.register)
+            found = [self._answer(worker) for worker in self.workers]
+            self._check_spaces(found[0])
         except BaseException:
             self.close()
             raise
-        self.action_low, self.action_high = spaces[0]["low"], spaces[0]["high"]
-        self.action_size = len(self.action_low)
 
     def render(self, lane: int) -> np.ndarray:
-        """gymnasium's own picture for people: 600 by 400 pixels for CarRacing."""
-        worker = self.workers[lane % len(self.workers)]
-        worker.send("render", lane)
-        return np.asarray(self._answer(worker))
+        """Draw gymnasium's own picture for people: 600 by 400 pixels for CarRacing."""
+        return np.asarray(self._value(self.workers[lane % len(self.workers)].ask("render", lane)))
 
     def close(self) -> None:
         for worker in self.workers:
@@ -68,22 +59,22 @@ class GymnasiumEnv(LaneEnv):
         for worker, positions in shares:
             worker.send("step", lanes[positions].tolist(), actions[positions])
         places = [positions for _, positions in shares]
-        frames, rewards, terminated, truncated = (
+        observations, rewards, terminated, truncated = (
             _gather(places, column) for column in zip(*self._answers(shares), strict=True)
         )
-        return frames, rewards, terminated, truncated
+        return observations, rewards, terminated, truncated
 
-    def _shares(self, lanes: np.ndarray) -> list[tuple[_Worker, np.ndarray]]:
+    def _shares(self, lanes: np.ndarray) -> list[tuple[WorkerProcess, np.ndarray]]:
         # Each worker with the positions in ``lanes`` of those it holds.
         owners = lanes % len(self.workers)
         return [(self.workers[owner], np.flatnonzero(owners == owner)) for owner in np.unique(owners)]
 
-    def _answers(self, shares: list[tuple[_Worker, np.ndarray]]) -> list[Any]:
+    def _answers(self, shares: list[tuple[WorkerProcess, np.ndarray]]) -> list[Any]:
         # All are received before the first error is raised, so that no answer is left to be taken for a later one.
         answers = [worker.receive() for worker, _ in shares]
         return [self._value(answer) for answer in answers]
 
-    def _answer(self, worker: _Worker) -> Any:
+    def _answer(self, worker: WorkerProcess) -> Any:
         return self._value(worker.receive())
 
     def _value(self, answer: tuple[Any, ...]) -> Any:
@@ -91,15 +82,27 @@ class GymnasiumEnv(LaneEnv):
             return answer[1]
         _, kind, message = answer
         if kind == "missing":
-            raise MissingDependencyError(
-                f"{self._id}: gymnasium cannot make this environment here, something is not installed ({message}). "
-                "CarRacing comes with: pip install 'gymnasium[box2d]'"
-            )
+            raise MissingDependencyError(not_installed(self.task, message))
         if kind == "unknown":
-            raise ConfigError(f"{self._id}: gymnasium knows no such environment ({message}). Correct env.id.")
+            raise ConfigError(
+                f"{self.task.name}: gymnasium knows no environment {self.task.env_id} ({message}). Correct the task's "
+                "env_id, or name in its register the module that registers it."
+            )
         if kind == "unfit":
-            raise ConfigError(f"{self._id}: this environment cannot be used: {message}")
-        raise RuntimeError(f"{self._id}: a worker failed with {kind}: {message}")
+            raise ConfigError(f"{self.task.name}: this environment cannot be used: {message}")
+        raise RuntimeError(f"{self.task.name}: a worker failed with {kind}: {message}")
+
+    def _check_spaces(self, found: dict[str, Any]) -> None:
+        try:
+            spaces = named_spaces(found)
+        except ValueError as error:
+            raise ConfigError(f"{self.task.name}: {self.task.env_id} cannot be used: {error}") from None
+        # Every picture is resized to what the task names.
+        pictures = (
+            type(spaces.observations) is type(self.spaces.observations) and found["observations"]["kind"] == "picture"
+        )
+        if spaces.actions != self.spaces.actions or not (pictures or spaces.observations == self.spaces.observations):
+            raise ConfigError(f"{self.task.name}: the task says {self.spaces}, but {self.task.env_id} has {spaces}")
 
 
 def _gather(places: list[np.ndarray], parts: Any) -> np.ndarray:
@@ -107,46 +110,3 @@ def _gather(places: list[np.ndarray], parts: Any) -> np.ndarray:
     for positions, part in zip(places, parts, strict=True):
         whole[positions] = part
     return whole
-
-
-class _Worker:
-    """One worker process and our end of its connection."""
-
-    def __init__(self) -> None:
-        self._connection, theirs = Pipe()
-        environment = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy", "PYGAME_HIDE_SUPPORT_PROMPT": "1"}
-        self._process = subprocess.Popen(
-            [sys.executable, str(_WORKER), str(theirs.fileno()), str(os.getpid())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            env=environment | dict(os.environ),
-        )
-        theirs.close()
-
-    @property
-    def pid(self) -> int:
-        """The worker's process id."""
-        return self._process.pid
-
-    def send(self, *request: Any) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # receive() tells why
-            self._connection.send(request)
-
-    def receive(self) -> tuple[Any, ...]:
-        try:
-            return tuple(self._connection.recv())
-        except (EOFError, ConnectionResetError):
-            status = self._process.wait()
-            raise WorkerError(
-                f"a worker process of the environments ended with status {status}. If the machine ran out of memory, "
-                "lower env.num_threads; the same command goes on where this one stopped."
-            ) from None
-
-    def close(self) -> None:
-        self.send("close")
-        self._connection.close()
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()

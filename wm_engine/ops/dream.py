@@ -35,7 +35,8 @@ class DreamWeights:
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What a step leads to: z [B, Z], h and c [B, H] after it, its reward [B], whether the episode ends with it [B].
+    """The outcome of a step: z [B, Z], h and c [B, H] after it, its reward [B], whether the episode ends with it [B],
+    and the logit of that [B].
 
     ``finite`` [B] is false where the latent, the reward or the end logit is NaN or infinite.
     """
@@ -45,6 +46,7 @@ class StepOutcome:
     c: Tensor
     reward: Tensor
     ended: Tensor
+    done: Tensor
     finite: Tensor
 
 
@@ -80,4 +82,4 @@ def dream_step(
     ended = head.done > 0 if done == "threshold" else torch.sigmoid(head.done) > done_uniforms
     gained = head.reward if reward == "predicted" else torch.ones_like(head.reward)
     finite = torch.isfinite(z).all(dim=-1) & torch.isfinite(head.reward) & torch.isfinite(head.done)
-    return StepOutcome(z, h, c, gained, ended, finite)
+    return StepOutcome(z, h, c, gained, ended, head.done, finite)

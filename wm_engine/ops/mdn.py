@@ -36,7 +36,7 @@ class MixtureHead:
 
 @dataclass(frozen=True)
 class HeadLayout:
-    """Which row of the head's N outputs means what.
+    """The meaning of each of the head's N outputs.
 
     ``shared``: K logits, K·Z means (component-major), K·Z log stds, reward, done logit; N = K(2Z+1)+2.
     ``per_dim``: Z·K logits (dimension-major), Z·K means, Z·K log stds, reward, done logit; N = 3ZK+2.
@@ -60,6 +60,11 @@ class HeadLayout:
     def size(self) -> int:
         """N, the number of the head's outputs."""
         return self.mixtures * (self.choices + 2 * self.latent) + 2
+
+    @property
+    def reward_row(self) -> int:
+        """The place of the reward among the head's outputs."""
+        return self.size - 2
 
     def split(self, head: Tensor) -> MixtureHead:
         """Take ``head [..., N]`` apart; views, no copies."""

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wm_engine import kernels
+import wm_engine.kernels as kernels
 from wm_engine.checks import FLOAT32_MAX, check_float, check_heads
 from wm_engine.core import core
 from wm_engine.ops import mdn

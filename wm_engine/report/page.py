@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import shutil
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined
 
+from wm_engine.data.replay import Replay
+from wm_engine.data.store import RolloutStore
 from wm_engine.errors import CorruptFileError, StorageError, WMEngineError
-from wm_engine.memory.model import MDNRNN
-from wm_engine.records import read_metrics
+from wm_engine.files import atomic_write, read_json, storage_errors, write_text
+from wm_engine.recorder import read_metrics
 from wm_engine.report import figures, pictures
-from wm_engine.rollouts import RolloutStore
-from wm_engine.runs import Manifest, RunFolder, atomic_write, chosen_scores, read_json, storage_errors, write_text
-from wm_engine.vision.model import VAE
+from wm_engine.run.folder import RunFolder
+from wm_engine.run.published import LoadedRun, how_scored, load_run
+from wm_engine.spaces import Pixels, Vector
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,87 +33,95 @@ else:
 
 _log = logging.getLogger(__name__)
 
-_HOLDOUT = 0.1
 _STRIP_START = 60
-_Row = dict[str, Any]
+_LATEST_HELD_OUT = 4
+_STALE = "those there are of models that are no longer published; `wm-engine train` takes them anew"
 
 
-@dataclass
-class _Page:
-    """What the template is given, filled section by section."""
+class _Run:
+    """A run folder as the page's sections read it: each part when it is asked for, once."""
 
-    folder: Path
-    missing: list[str] = field(default_factory=list)
-    values: dict[str, Any] = field(default_factory=dict)
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.config_text, self.config = _read_config(folder.config)
+        self.rows = read_metrics(folder.metrics / "metrics.jsonl")
 
     def figure(self, name: str, draw: figures.Draw) -> str:
-        return figures.save(draw, self.folder, name)
+        """Draw into the report's folder."""
+        return figures.save(draw, self.folder.report, name)
+
+    def setting(self, section: str, key: str) -> Any:
+        """Return one setting as it stands in ``config.toml``; None where it is not there."""
+        return self.config.get(section, {}).get(key)
+
+    @functools.cached_property
+    def published(self) -> Mapping[str, Any]:
+        return dict(read_json(_existing(self.folder.published, "nothing is published yet")))
+
+    @functools.cached_property
+    def scores(self) -> Mapping[str, Any]:
+        return dict(read_json(_existing(self.folder.scores, "the published policy is not scored yet")))
+
+    def scored(self, part: str, reason: str) -> Mapping[str, Any]:
+        """Return a part of ``scores.json``.
+
+        ValueError for ``reason`` where it is not there, and where it was taken of models that are no longer published.
+        """
+        found: Mapping[str, Any] | None = self.scores.get(part)
+        if found is None:
+            raise ValueError(reason)
+        if self.scores["how"][part].get("models", self.published["digests"]) != self.published["digests"]:
+            raise ValueError(_STALE)
+        return found
+
+    @functools.cached_property
+    def loaded(self) -> LoadedRun:
+        return load_run(self.folder.root)
+
+    @functools.cached_property
+    def held_out(self) -> tuple[RolloutStore, list[int]]:
+        """The store, and the newest episodes that the published models have not learnt."""
+        store = RolloutStore.open(self.folder.rollouts, create=False)
+        replay = Replay(store, int(self.loaded.published["round"]), self.loaded.config.drive.holdout)
+        if not replay.held_out:
+            raise ValueError("the store holds no held-out episode")
+        return store, replay.held_out[-_LATEST_HELD_OUT:]
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A run folder, read: the round that the page is about, and all records."""
+def write_report(folder: RunFolder) -> Path:
+    """Write ``RUN/report/index.html`` with its pictures and the film beside it; returns the page's path.
 
-    run: RunFolder
-    index: int
-    config: dict[str, Any]
-    config_text: str
-    rows: list[_Row]
-    manifest: Manifest
+    It is made from the run folder alone and needs no network. Whatever a run that is only half done lacks, or a kind of
+    model cannot show, is left out and named on the page. ``report/road-and-promise.png`` is the picture for a README.
 
-    @property
-    def folder(self) -> RunFolder:
-        return self.run.iteration(self.index)
-
-    def metrics(self, stage: str) -> list[_Row]:
-        """The rows of one stage of this round, by step."""
-        rows = (row for row in self.rows if row["stage"] == stage and row["iteration"] == self.index)
-        return sorted(rows, key=lambda row: row["step"])
-
-
-def write_report(run: RunFolder) -> Path:
-    """Write ``RUN/report/index.html`` with its pictures and the video beside it; returns the page's path.
-
-    The page is about the round whose models were chosen, or the newest one where none was yet. It is made from the run
-    folder alone and needs no network. Whatever a run that is only half done lacks is left out and named on the page.
-
-    Raises CorruptFileError where config.toml or manifest.json is damaged, StorageError where it cannot be written.
+    Raises MissingRunError where there is no run, RunMismatchError for a folder of the first edition, CorruptFileError
+    where config.toml is damaged, StorageError where the page cannot be written.
     """
-    state = _read(run)
-    page = _Page(run.report)
-    with storage_errors(run.report):
-        run.report.mkdir(parents=True, exist_ok=True)
-    sections: Sequence[tuple[str, Callable[[_Page, _Run], Any]]] = (
-        ("scores", _scores),
-        ("video", _video),
-        ("strips", _strips),
-        ("reconstructions", _reconstructions),
-        ("curves", _curves),
-        ("memory", _memory),
-        ("correlation", _correlation),
-        ("rates", _rates),
-        ("times", _times),
-        ("rounds", _rounds),
-    )
-    for name, section in sections:
+    run = _Run(folder.existing())
+    with storage_errors(folder.report):
+        folder.report.mkdir(parents=True, exist_ok=True)
+    values: dict[str, Any] = {}
+    missing: dict[str, list[str]] = {}
+    for name, section in _SECTIONS.items():
+        key = name.replace(" ", "_")
         try:
-            page.values[name] = section(page, state)
+            values[key] = section(run)
         except StorageError:
             raise
-        except (FileNotFoundError, WMEngineError, KeyError, IndexError, ValueError, TypeError) as error:
-            page.values[name] = None
-            reason = f"{type(error).__name__}: {error}" if isinstance(error, (KeyError, IndexError)) else str(error)
-            page.missing.append(f"{name}: {reason}")
+        except Exception as error:  # kinds of models are anyone's code: what fails in one costs a section, not the page
+            values[key] = None
+            expected = isinstance(error, (FileNotFoundError, WMEngineError, ValueError))
+            reason = str(error) if expected else f"{type(error).__name__}: {error}"
+            missing.setdefault(reason, []).append(name)
             _log.warning("report: %s left out: %s", name, reason)
     html = _template().render(
-        name=run.root.resolve().name,
-        round=state.index,
-        config=state.config_text,
-        missing=page.missing,
-        ahead_of=lambda strip: ["start" if step == 0 else f"+{step}" for step in strip["ahead"]],
-        **page.values,
+        name=folder.root.resolve().name,
+        task=run.setting("env", "task"),
+        config=run.config_text,
+        missing=missing,
+        **values,
     )
-    target = run.report / "index.html"
+    target = folder.report / "index.html"
     write_text(target, html)
     return target
 
@@ -118,18 +129,19 @@ def write_report(run: RunFolder) -> Path:
 def _template() -> Any:
     text = resources.files("wm_engine.report").joinpath("template.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": _number, "duration": _duration}
+    environment.filters |= {"number": number, "duration": duration}
     return environment.from_string(text)
 
 
-def _number(value: float | None, digits: int = 1) -> str:
-    """12,345.6; a dash where there is none."""
+def number(value: float | None, digits: int = 1) -> str:
+    """Write 12,345.6; a dash where there is none."""
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:,.{digits}f}".replace("-", "−")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Write 3 h 05 min, 4 min 10 s or 7.5 s."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -137,18 +149,10 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
 
 
-def _read(run: RunFolder) -> _Run:
-    text, config = _read_config(run.config)
-    manifest = Manifest(run.manifest)
-    begun = [index for index, _, _ in manifest.entries()]
-    index = manifest.published if manifest.published is not None else max(begun, default=0)
-    return _Run(run, index, config, text, read_metrics(run.metrics / "metrics.jsonl"), manifest)
-
-
 def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
-    """The configuration as it is written, and its tables; both empty where there is none."""
+    """Return the configuration as it is written, and its tables."""
     try:
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        text = path.read_text(encoding="utf-8")
         return text, tomllib.loads(text)
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise CorruptFileError(f"{path}: not valid TOML ({error}). Restore it from a copy.") from error
@@ -156,230 +160,239 @@ def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
         raise CorruptFileError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
-def _scores(page: _Page, state: _Run) -> dict[str, Any]:
-    scores = read_json(_existing(state.folder.root / "scores.json", "the controller has not been evaluated yet"))
-    names = {"controller": "controller", "dream_winner": "the dream's own winner", "random": "random policy"}
-    rows = [{"name": names[key], **scores[key]} for key in names if scores.get(key)]
-    controller, random, dream = scores["controller"], scores["random"], scores.get("dream")
-    error = math.hypot(controller["standard_error"], random["standard_error"])
-    return {
-        "rows": rows,
-        "controller": controller,
-        "random": random,
-        "dream": dream,
-        "gap": scores.get("gap"),
-        "fresh": chosen_scores(state.run, state.manifest),
-        "env": state.config.get("env", {}).get("id", "the environment"),
-        "errors_apart": (controller["mean"] - random["mean"]) / error if error > 0 else math.nan,
-        "figure": page.figure("returns", figures.returns({row["name"]: row["returns"] for row in rows})),
-    }
-
-
-def _video(page: _Page, state: _Run) -> str:
-    source = _existing(state.folder.root / "controller.mp4", "no video has been recorded yet")
-    with atomic_write(page.folder / "controller.mp4") as file, open(source, "rb") as video:
-        shutil.copyfileobj(video, file)
-    return "controller.mp4"
-
-
-def _models(state: _Run) -> tuple[VAE, MDNRNN | None, RolloutStore, list[int]]:
-    """V, M where there is one, the store, and the held-out episodes, those of the newest driving first."""
-    vae = VAE.load(_existing(state.folder.vision, "V has not been trained yet")).eval()
-    m = MDNRNN.load(state.folder.memory).eval() if state.folder.memory.exists() else None
-    store = RolloutStore.open(state.run.rollouts, create=False)
-    _, held_out = store.split(state.config.get("vision", {}).get("holdout", _HOLDOUT))
-    if not held_out:
-        raise ValueError("the store holds no held-out episode")
-    known = [index for index in held_out if store.info(index).iteration <= state.index]
-    return vae, m, store, sorted(known or held_out, key=lambda index: -store.info(index).iteration)
-
-
-def _strips(page: _Page, state: _Run) -> list[dict[str, Any]]:
-    vae, m, store, held_out = _models(state)
-    if m is None:
-        raise ValueError("M has not been trained yet")
-    newest = [index for index in held_out if store.info(index).iteration == store.info(held_out[0]).iteration]
-    by_return = sorted(newest, key=lambda index: store.info(index).total_reward)
-    chosen = dict.fromkeys((by_return[-1], by_return[len(by_return) // 2]))
-    strips = []
-    for number, episode in enumerate(chosen):
-        steps = store.info(episode).steps
-        strip = pictures.film_strip(vae, m, store.read(episode), episode, min(_STRIP_START, steps // 2))
-        rows = []
-        for place, (name, frames) in enumerate(strip.rows.items()):
-            file = f"strip-{number}-{place}.png"
-            pictures.save_row(frames, page.folder / file)
-            rows.append({"name": name, "file": file})
-        info = store.info(episode)
-        strips.append({
-            "episode": episode, "start": strip.start, "ahead": strip.ahead, "rows": rows,
-            "total_reward": info.total_reward, "policy": info.policy,
-        })  # fmt: skip
-    return strips
-
-
-def _reconstructions(page: _Page, state: _Run) -> dict[str, Any]:
-    vae, _, store, held_out = _models(state)
-    originals, views = pictures.reconstructions(vae, store, held_out)
-    pictures.save_row(originals, page.folder / "originals.png")
-    pictures.save_row(views, page.folder / "views.png")
-    rows = [row for row in state.metrics("vision") if "held_out_pixel_rmse" in row]
-    return {
-        "rows": [
-            {"name": "held-out frames", "file": "originals.png"},
-            {"name": "V's view of them", "file": "views.png"},
-        ],
-        "count": len(originals),
-        "pixel_rmse": rows[-1]["held_out_pixel_rmse"] if rows else None,
-    }
-
-
-def _curves(page: _Page, state: _Run) -> list[dict[str, str]]:
-    panels = {
-        "vision": (
-            ("squared error a frame", {"training": "reconstruction", "held out": "held_out_reconstruction"}),
-            ("KL divergence a frame, nats", {"training": "kl", "held out": "held_out_kl"}),
-        ),
-        "memory": (
-            (
-                "latent NLL, nats a dimension",
-                {"training": "nll_per_dimension", "held out": "held_out_nll_per_dimension"},
-            ),
-            ("reward R²", {"held out": "held_out_reward_r2"}),
-        ),
-    }
-    titles = {"vision": "V, the variational autoencoder", "memory": "M, the MDN-RNN"}
-    drawn = []
-    for stage, wanted in panels.items():
-        rows = state.metrics(stage)
-        if not rows:
-            page.missing.append(f"curves: {stage} has not been trained yet")
-            continue
-        lines = [(title, {name: _line(rows, key) for name, key in keys.items()}) for title, keys in wanted]
-        drawn.append({"title": titles[stage], "figure": page.figure(f"curve-{stage}", figures.curves(lines, "step"))})
-    places = {"in the dream": "controller_dream", "in the real environment": "controller_real"}
-    phases = {name: rows for name, stage in places.items() if (rows := state.metrics(stage))}
-    if phases:
-        figure = page.figure("curve-controller", figures.evolution(phases))
-        drawn.append({"title": "C, the controller's evolution", "figure": figure})
-    else:
-        page.missing.append("curves: no controller has been evolved yet")
-    return drawn
-
-
-def _line(rows: Sequence[_Row], key: str) -> tuple[list[float], list[float]]:
-    kept = [row for row in rows if row.get(key) is not None]
-    return [row["step"] for row in kept], [row[key] for row in kept]
-
-
-def _fidelity(state: _Run) -> dict[str, Any]:
-    return dict(read_json(_existing(state.folder.root / "fidelity.json", "the dream has not been measured yet")))
-
-
-def _memory(page: _Page, state: _Run) -> dict[str, Any]:
-    numbers = _fidelity(state)["memory"]
-    likelihood = {
-        "M": numbers["nll_per_dimension"],
-        "last z copied": numbers["nll_copy_last"],
-        "unconditional Gaussian": numbers["nll_gaussian"],
-    }
-    errors = {
-        "dream, most likely": numbers["open_loop_most_likely"],
-        "dream, drawn": numbers["open_loop_sampled"],
-        "last z copied": numbers["open_loop_copy_last"],
-        "mean z": numbers["open_loop_gaussian"],
-    }
-    predicted, realised = numbers["reward_bins_predicted"], numbers["reward_bins_realised"]
-    return {
-        **numbers,
-        "likelihood": page.figure("likelihood", figures.bars(likelihood, "nats a dimension")),
-        "calibration": page.figure("calibration", figures.calibration(predicted, realised, "tenths of the steps")),
-        "horizon": page.figure("horizon", figures.horizon(numbers["open_loop_horizon"], errors)),
-    }
-
-
-def _correlation(page: _Page, state: _Run) -> dict[str, Any]:
-    result = _fidelity(state)["correlation"]
-    draw = figures.dream_against_real(result["dream"], result["real"], result["labels"], result["rho"])
-    return {**result, "figure": page.figure("dream-against-real", draw)}
-
-
-def _rates(page: _Page, state: _Run) -> list[dict[str, Any]]:
-    """Medians over the record of everything logged as UNIT_per_second."""
-    names = {
-        "collect": "collecting, real",
-        "vision": "training V",
-        "memory": "training M",
-        "controller_dream": "evolving in the dream",
-        "controller_real": "evolving in the real environment",
-    }
-    rates = []
-    for stage, name in names.items():
-        found: dict[str, list[float]] = {}
-        for row in state.rows:
-            if row["stage"] == stage:
-                for key, value in row.items():
-                    if key.endswith("_per_second") and value is not None:
-                        found.setdefault(key.removesuffix("_per_second"), []).append(value)
-        rates += [{"name": name, "unit": unit, "rate": statistics.median(values)} for unit, values in found.items()]
-    if not rates:
-        raise ValueError("no rate has been recorded yet")
-    return rates
-
-
-def _times(page: _Page, state: _Run) -> dict[str, Any]:
-    done = [(index, stage, entry) for index, stage, entry in state.manifest.entries() if entry.done]
-    if not done:
-        raise ValueError("no stage has been finished yet")
-    longest = max(1e-9, *(entry.seconds for _, _, entry in done))
-    rows = [
-        {
-            "round": index,
-            "stage": stage,
-            "seconds": entry.seconds,
-            "resumed": entry.resumed,
-            "share": entry.seconds / longest,
-        }
-        for index, stage, entry in done
-    ]
-    return {"rows": rows, "total": sum(entry.seconds for _, _, entry in done)}
-
-
-def _rounds(page: _Page, state: _Run) -> dict[str, Any]:
-    rows = []
-    for index in sorted({index for index, _, _ in state.manifest.entries()}):
-        folder = state.run.iteration(index).root
-        if not (folder / "scores.json").exists():
-            continue
-        scores = read_json(folder / "scores.json")
-        fidelity = read_json(folder / "fidelity.json") if (folder / "fidelity.json").exists() else {}
-        memory, correlation = fidelity.get("memory", {}), fidelity.get("correlation", {})
-        rows.append({
-            "index": index,
-            "controller": scores["controller"],
-            "random": scores["random"],
-            "dream": scores.get("dream") or {},
-            "nll": memory.get("nll_per_dimension"),
-            "reward_r2": memory.get("reward_r2"),
-            "rho": correlation.get("rho"),
-            "chosen": index == state.manifest.published,
-        })  # fmt: skip
-    if not rows:
-        raise ValueError("no round has been evaluated yet")
-    figure = None
-    if len(rows) > 1:
-        controllers: list[Mapping[str, float]] = [row["controller"] for row in rows]
-        draw = figures.rounds(
-            [row["index"] for row in rows],
-            [scores["mean"] for scores in controllers],
-            [scores["standard_error"] for scores in controllers],
-            statistics.fmean(row["random"]["mean"] for row in rows),
-        )
-        figure = page.figure("rounds", draw)
-    return {"rows": rows, "figure": figure}
-
-
 def _existing(path: Path, reason: str) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"{reason} ({path.name} is not there)")
     return path
+
+
+def _or_none(get: Callable[[], Any]) -> Any:
+    try:
+        return get()
+    except (FileNotFoundError, WMEngineError, KeyError, ValueError, TypeError):
+        return None
+
+
+def _stage(run: _Run, stage: str, reason: str) -> list[Mapping[str, Any]]:
+    rows = figures.of_stage(run.rows, stage)
+    if not rows:
+        raise ValueError(reason)
+    return rows
+
+
+def _score(run: _Run) -> dict[str, Any]:
+    controller = run.scored("controller", "the published policy is not scored yet")
+    random = run.scored("random", "the random policy is not scored yet")
+    named = {"controller": controller["returns"], "random policy": random["returns"]}
+    return {
+        "controller": controller,
+        "random": random,
+        "published": run.published,
+        "how": how_scored(run.published, controller["episodes"]),
+        "figure": run.figure("returns", figures.returns(named)),
+    }
+
+
+def _progress(run: _Run) -> dict[str, Any]:
+    """The newest numbers of a run that goes on: its last round, and its last judged score."""
+    last = _stage(run, "round", "no round has ended yet")[-1]
+    judged = figures.of_stage(run.rows, "judge")
+    return {
+        "round": last["round"],
+        "rounds": run.config.get("rounds"),
+        "frames": last["learning_frames"],
+        "minutes": last["minutes"],
+        "judged": judged[-1] if judged else None,
+    }
+
+
+def _road_and_promise(run: _Run) -> dict[str, Any]:
+    controller, random = (_or_none(functools.partial(run.scored, part, "")) for part in ("controller", "random"))
+    final = None
+    if controller is not None:
+        at = run.published["learning_frames"]
+        final = figures.FinalScore(at, controller["mean"], controller["standard_error"], controller["episodes"])
+    draw = figures.road_and_promise(
+        run.rows,
+        horizon=run.setting("judge", "horizon"),
+        random=None if random is None else random["mean"],
+        final=final,
+    )
+    return {"figure": run.figure("road-and-promise", draw), "horizon": run.setting("judge", "horizon")}
+
+
+def _film(run: _Run) -> str:
+    source = _existing(run.folder.film, "no film has been recorded yet")
+    note = source.with_suffix(".json")
+    if note.exists() and read_json(note) != run.published["digests"]:
+        raise ValueError(_STALE)
+    with atomic_write(run.folder.report / source.name) as file, open(source, "rb") as film:
+        shutil.copyfileobj(film, file)
+    return source.name
+
+
+def _strips(run: _Run) -> list[dict[str, Any]]:
+    models = run.loaded
+    store, held_out = run.held_out
+    if not isinstance(store.spaces.observations, (Pixels, Vector)):
+        raise ValueError(f"there is no picture of {store.spaces.observations}")
+    by_return = sorted(held_out, key=lambda index: store.info(index).total_reward)
+    strips = []
+    for place, episode in enumerate(dict.fromkeys((by_return[-1], by_return[len(by_return) // 2]))):
+        info = store.info(episode)
+        start = min(_STRIP_START, info.steps // 2)
+        strip = pictures.film_strip(models.vision, models.world, store, episode, start)
+        shown = _shown(run, strip, f"strip-{place}", isinstance(store.spaces.observations, Pixels))
+        told = {"episode": episode, "start": start, "policy": info.policy, "total_reward": info.total_reward}
+        strips.append(told | {"rewards": strip.rewards, "steps": strip.lengths[pictures.REAL]} | shown)
+    return strips
+
+
+def _shown(run: _Run, strip: pictures.FilmStrip, name: str, as_pictures: bool) -> dict[str, Any]:
+    """Write a film strip's rows as pictures, or as curves where vectors are seen."""
+    if not as_pictures:
+        lines = {}
+        for row, values in strip.rows.items():
+            lines[row] = values.astype(np.float64)
+            lines[row][strip.lengths[row] + 1 :] = np.nan
+        ahead = np.arange(len(strip.rows[pictures.REAL]))
+        return {"rows": [], "figure": run.figure(name, figures.dimensions(ahead, lines))}
+    rows = []
+    for place, (row, values) in enumerate(strip.rows.items()):
+        file = f"{name}-{place}.png"
+        shown = sum(step <= strip.lengths[row] for step in strip.ahead)
+        pictures.save_row(values[strip.ahead], run.folder.report / file, shown)
+        rows.append({"name": row, "file": file})
+    ticks = ["start" if step == 0 else f"+{step}" for step in strip.ahead]
+    return {"rows": rows, "ticks": ticks, "figure": None}
+
+
+def _reconstructions(run: _Run) -> dict[str, Any]:
+    vision = run.loaded.vision
+    store, held_out = run.held_out
+    if not isinstance(store.spaces.observations, Pixels):
+        raise ValueError(f"there is no picture of {store.spaces.observations}")
+    originals, views = pictures.reconstructions(vision, store, held_out)
+    rows = []
+    for name, file, shown in (
+        ("held-out pictures", "originals.png", originals),
+        ("V's view of them", "views.png", views),
+    ):
+        pictures.save_row(shown, run.folder.report / file)
+        rows.append({"name": name, "file": file})
+    error = np.sqrt(np.square(originals.astype(np.float64) - views).mean())
+    return {"rows": rows, "ticks": [""] * len(originals), "rmse": float(error)}
+
+
+def _calibration(run: _Run) -> str:
+    return run.figure("calibration", figures.calibration_by_horizon(run.rows))
+
+
+def _correlation(run: _Run) -> dict[str, Any]:
+    result = run.scored("correlation", "no controllers have been ranked both ways in this run")
+    draw = figures.dream_against_real(result["dream"], result["real"], result["labels"], result["rho"])
+    return {**result, "figure": run.figure("dream-against-real", draw)}
+
+
+def _memory(run: _Run) -> dict[str, Any]:
+    found = run.scored("memory", "M has not been measured on held-out episodes")
+    likelihood = {
+        "M": found["nll_per_dimension"],
+        "last z copied": found["nll_copy_last"],
+        "unconditional Gaussian": found["nll_gaussian"],
+    }
+    errors = {
+        "dream, most likely": found["open_loop_most_likely"],
+        "dream, drawn": found["open_loop_sampled"],
+        "last z copied": found["open_loop_copy_last"],
+        "mean z": found["open_loop_gaussian"],
+    }
+    bins = figures.reward_calibration(found["reward_bins_predicted"], found["reward_bins_realised"])
+    return {
+        **found,
+        "likelihood": run.figure("likelihood", figures.bars(likelihood, "nats a dimension")),
+        "horizon": run.figure("open-loop", figures.open_loop(found["open_loop_horizon"], errors)),
+        "rewards": run.figure("reward-calibration", bins),
+    }
+
+
+def _learning(stage: str, title: str) -> Callable[[_Run], dict[str, str]]:
+    def section(run: _Run) -> dict[str, str]:
+        _stage(run, stage, "nothing is recorded of it")
+        panels = figures.learning_panels(run.rows, stage)
+        return {"title": title, "figure": run.figure(f"learning-{stage}", figures.curves(panels, "round"))}
+
+    return section
+
+
+def _controller(run: _Run) -> dict[str, str]:
+    rows = _stage(run, "controller", "nothing is recorded of it")
+    if {"mean", "std", "best"} <= rows[-1].keys():
+        draw = figures.evolution(rows)
+    else:  # a kind of learner whose units are no generations
+        own = [{**row, "round": row["step"]} for row in rows]
+        draw = figures.curves(figures.learning_panels(own, "controller"), "unit")
+    return {"title": "C", "figure": run.figure("learning-controller", draw)}
+
+
+def _rounds(run: _Run) -> dict[str, Any]:
+    by_round: dict[int, dict[str, Mapping[str, Any]]] = {}
+    for stage in ("round", "drive", "forecast", "judge"):
+        for row in figures.of_stage(run.rows, stage):
+            by_round.setdefault(row["round"], {})[stage] = row
+    if not by_round:
+        raise ValueError("no round has driven yet")
+    frames = figures.frames_by_round(run.rows)
+    published = _or_none(lambda: run.published["round"])
+    rows = []
+    for index, found in sorted(by_round.items()):
+        forecast, judged = found.get("forecast", {}), found.get("judge", {})
+        promised, paid = forecast.get("promised"), forecast.get("paid")
+        ratio = promised / paid if promised is not None and paid is not None and paid > 0.0 else None
+        rows.append({
+            "index": index, "frames": frames.get(index), "minutes": found.get("round", {}).get("minutes"),
+            "mean": judged.get("mean"), "standard_error": judged.get("standard_error"),
+            "driven": found.get("drive", {}).get("return_mean"), "promised": promised, "paid": paid,
+            "ratio": ratio, "rank": forecast.get("rank"),
+            "memory": forecast.get("new_nll_per_dimension"), "reward": forecast.get("new_reward_r2"),
+            "vision": forecast.get("new_error"), "published": index == published,
+        })  # fmt: skip
+    return {"rows": rows}
+
+
+def _times(run: _Run) -> dict[str, Any]:
+    rows = _stage(run, "round", "no round has ended yet")
+    names = figures.time_shares(run.rows)
+    seconds = {name: float(np.nansum(figures.column(rows, f"{name}_seconds"))) for name in names}
+    whole = sum(seconds.values())
+    shares = {name: {"seconds": spent, "share": spent / whole if whole else 0.0} for name, spent in seconds.items()}
+    generations = figures.of_stage(run.rows, "controller")
+    rates = [
+        row["steps"] / row["fitness_seconds"] for row in generations if row.get("steps") and row.get("fitness_seconds")
+    ]
+    overhead = [row["overhead_share"] for row in rows if row.get("overhead_share") is not None]
+    return {
+        "steps": shares,
+        "whole": whole,
+        "overhead": statistics.median(overhead) if overhead else None,
+        "rate": statistics.median(rates) if rates else None,
+        "figure": run.figure("times", figures.times(run.rows)),
+    }
+
+
+_SECTIONS: Mapping[str, Callable[[_Run], Any]] = {
+    "score": _score,
+    "progress": _progress,
+    "road and promise": _road_and_promise,
+    "film": _film,
+    "strips": _strips,
+    "reconstructions": _reconstructions,
+    "calibration": _calibration,
+    "correlation": _correlation,
+    "memory": _memory,
+    "learning of V": _learning("vision", "V"),
+    "learning of M": _learning("memory", "M"),
+    "learning of C": _controller,
+    "rounds": _rounds,
+    "times": _times,
+}

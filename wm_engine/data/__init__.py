@@ -1,0 +1,1 @@
+"""The store of recorded episodes, and what is read from it to learn."""

@@ -1,0 +1,1 @@
+"""V and M: one file a kind, its loss beside it; found by name."""

@@ -1,0 +1,1 @@
+"""What acts on a world model's features: controllers as flat parameters."""

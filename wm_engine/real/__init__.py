@@ -1,0 +1,1 @@
+"""Agents driving real environments, and their scores."""

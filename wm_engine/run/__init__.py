@@ -1,0 +1,1 @@
+"""The loop, its folder, its configuration, its state, and what it publishes."""

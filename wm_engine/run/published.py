@@ -1,0 +1,164 @@
+"""What a run publishes: V, M and the policy, as files that say of which round they are and how they were chosen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from wm_engine.data.replay import Replay
+from wm_engine.data.store import RolloutStore
+from wm_engine.dream import DreamEngine, Starts
+from wm_engine.dream.starts import recorded_starts
+from wm_engine.errors import ConfigError, CorruptFileError, MissingRunError
+from wm_engine.files import file_fingerprint, read_json, write_json
+from wm_engine.learn.base import learner_kind
+from wm_engine.machine import choose_precision
+from wm_engine.models.base import Vision, WorldModel, load_vision, load_world_model
+from wm_engine.models.latents import LatentCache
+from wm_engine.policies.base import Policy
+from wm_engine.policies.controller import Controllers
+from wm_engine.real.agent import Agent
+from wm_engine.run.config import Config, device_of, read_config
+from wm_engine.run.folder import RunFolder
+
+if TYPE_CHECKING:
+    from wm_engine.run.state import LoopState
+
+
+def publish(state: LoopState) -> None:
+    """Write the present V, M and policy into ``models/``, and which round they are of.
+
+    Three files do not change at once: in between, ``published.json`` does not match them, and nobody reads them.
+    """
+    folder, place = state.folder, state.place
+    state.vision.model.save(folder.vision)
+    state.world.save(folder.memory)
+    state.learner.save_policy(folder.controller, state.learner.policy())
+    place.published = place.round
+    judged = [score for score in place.scores if score["round"] == place.round]
+    write_json(
+        folder.published,
+        {
+            "round": place.round,
+            "task": state.config.env.task,
+            "trained_in": "real" if state.config.controller.wants_real() else "dream",
+            "chosen": state.config.judge.choose,
+            "judged_rounds": len(place.scores),
+            "judged": judged[-1] if judged else None,
+            "learning_frames": place.learning_frames,
+            "judged_frames": place.judged_frames,
+            "minutes": (place.total_seconds + sum(place.seconds.values())) / 60.0,
+            "digests": {path.name: file_fingerprint(path) for path in _models(folder)},
+        },
+    )
+
+
+def count_judged(state: LoopState) -> None:
+    """Correct how many rounds the published one was chosen among, where one was judged that is not published."""
+    found = read_json(state.folder.published)
+    found |= {"judged_rounds": len(state.place.scores), "judged_frames": state.place.judged_frames}
+    write_json(state.folder.published, found)
+
+
+def _models(folder: RunFolder) -> tuple[Path, ...]:
+    return folder.vision, folder.memory, folder.controller
+
+
+def read_published(folder: RunFolder) -> dict[str, Any]:
+    """Read what is published in a run folder; MissingRunError where nothing is, CorruptFileError where files are not
+    those that were published together."""
+    folder.existing()
+    if not folder.published.exists():
+        raise MissingRunError(
+            f"{folder.root}: nothing is published yet. Let the run go on: wm-engine train --run {folder.root}"
+        )
+    found: dict[str, Any] = read_json(folder.published, "The run writes it again when it goes on.")
+    for path in _models(folder):
+        digest = file_fingerprint(path) if path.exists() else None
+        if digest != found["digests"].get(path.name):
+            raise CorruptFileError(
+                f"{path}: {'missing' if digest is None else 'not the file that was published'}, as when publishing was "
+                f"cut short. Let the run go on: wm-engine train --run {folder.root}"
+            )
+    return found
+
+
+def how_scored(published: Mapping[str, Any], episodes: int | None) -> str:
+    """Say of a score where its policy was trained, how it was chosen, on how many episodes it was scored, and after
+    how many real frames and minutes.
+
+    published : what ``published.json`` holds; episodes : of the score, None where it has not been taken yet
+    """
+    trained = "in dreams alone" if published["trained_in"] == "dream" else "in the real environment"
+    judged, rounds = published["judged"], published["judged_rounds"]
+    if published["chosen"] == "best" and judged and rounds > 1:
+        chosen = f"the best of {rounds} rounds judged on {judged['episodes']} real episodes each is published"
+    else:
+        chosen = "the last round is published, whatever it scored"
+    scored = (
+        f"scored on {episodes:,} real episodes that no choice saw" if episodes else "not scored on its own episodes yet"
+    )
+    return (
+        f"Trained {trained}; {chosen}; {scored}. Learnt from {published['learning_frames']:,} real frames in "
+        f"{published['minutes']:,.1f} minutes; {published['judged_frames']:,} more were driven for scores alone."
+    )
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run, read: its published models, and states to dream from.
+
+    folder, config : of the run; published : of which round the models are, and how they were chosen
+    vision, world, controller : V, M and the policy
+    """
+
+    folder: RunFolder
+    config: Config
+    published: Mapping[str, Any]
+    vision: Vision
+    world: WorldModel
+    controller: Policy
+
+    def starts(self, count: int, seed: int = 0) -> Starts:
+        """Choose ``count`` recorded states to dream from; see :func:`wm_engine.dream.starts.recorded_starts`."""
+        store = RolloutStore.open(self.folder.rollouts, create=False)
+        latents = LatentCache(self.vision, store, torch.device("cpu"))
+        replay = Replay(store, int(self.published["round"]), self.config.drive.holdout)
+        newest = replay.training[-self.config.controller.start_episodes :]
+        episodes = [latents.read(index) for index in newest]
+        return recorded_starts(self.world, episodes, count, self.config.controller.mid_fraction, seed)
+
+    def engine(self, **options: Any) -> DreamEngine:
+        """Make an engine that dreams controllers of the published one's shape; ``options`` are DreamEngine's.
+
+        ConfigError where the policy is no controller.
+        """
+        if not isinstance(self.controller, Controllers):
+            raise ConfigError(f"{self.folder.root}: its policy is a {type(self.controller).__name__}, not a controller")
+        return DreamEngine(self.world, self.controller.spec, **({"device": device_of(self.config)} | options))
+
+    def agent(self) -> Agent:
+        """Return V, M and the policy, ready to act in real environments."""
+        device = device_of(self.config)
+        wanted = getattr(self.config.vision, "precision", "fp32")
+        precision = choose_precision("vision.precision", wanted, device)
+        return Agent(self.vision, self.world, self.controller, device, precision)
+
+
+def load_run(root: str | os.PathLike[str]) -> LoadedRun:
+    """Read a run's published models.
+
+    Raises MissingRunError where there is no run, or nothing published yet, RunMismatchError for a run of the first
+    edition, CorruptFileError where a file is damaged.
+    """
+    folder = RunFolder(Path(root))
+    published = read_published(folder)
+    config = read_config(folder.config)
+    policy = learner_kind(config.controller.kind).load_policy(folder.controller)
+    vision, world = load_vision(folder.vision), load_world_model(folder.memory)
+    return LoadedRun(folder, config, published, vision, world, policy)
