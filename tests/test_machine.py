@@ -146,3 +146,44 @@ def test_a_blas_is_named_or_unknown(monkeypatch):
     assert threads >= 1
     monkeypatch.setattr(machine, "threadpool_info", lambda: [{"user_api": "openmp", "num_threads": 4}])
     assert machine.describe_blas() == ("unknown", 0)
+
+
+@pytest.fixture
+def processor(tmp_path, monkeypatch):
+    """A function that makes the kernel list a processor's features in the given line."""
+
+    def lists(line: str) -> None:
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{line}\n")
+        monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "cpuinfo")
+        machine._cpu_flags.cache_clear()
+        machine.choose_precision.cache_clear()
+
+    yield lists
+    machine._cpu_flags.cache_clear()
+    machine.choose_precision.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("line", "precision"),
+    [
+        ("flags\t\t: fpu avx2 avx512f", "fp32"),
+        ("flags\t\t: fpu avx512f avx512_bf16", "bf16"),
+        ("flags\t\t: fpu amx_bf16 amx_tile", "bf16"),
+        ("Features\t: fp asimd bf16", "bf16"),
+        ("Features\t: fp asimd", "fp32"),
+        ("model name\t: avx512_bf16", "fp32"),
+    ],
+)
+def test_auto_takes_bf16_where_the_processor_has_instructions_for_it_and_says_so_once(
+    processor, caplog, line, precision
+):
+    processor(line)
+    with caplog.at_level("INFO", logger="wm_engine"):
+        chosen = [machine.choose_precision("vision.precision", "auto", torch.device("cpu")) for _ in range(3)]
+    assert chosen == [precision] * 3
+    assert caplog.text.count(f"vision.precision: {precision} on cpu") == 1
+
+
+def test_a_precision_that_was_asked_for_is_taken_whatever_the_processor_has(processor):
+    processor("flags\t\t: fpu")
+    assert machine.choose_precision("vision.precision", "bf16", torch.device("cpu")) == "bf16"

@@ -17,11 +17,12 @@ from wm_engine.envs import EnvSettings
 from wm_engine.errors import StorageError
 from wm_engine.models.mdn_rnn import MDNRNN
 from wm_engine.models.vae import VAE
+from wm_engine.policies.base import OnLanes
 from wm_engine.policies.controller import Controllers, ControllerSpec
 from wm_engine.real import driving, scoring
 from wm_engine.real.agent import Agent
 from wm_engine.real.driving import Runners, Trajectory
-from wm_engine.real.scoring import AllLanes, EvaluateSettings, Scores, record_film, score_policy, score_random
+from wm_engine.real.scoring import EvaluateSettings, Scores, record_film, score_policy, score_random
 
 SPEC = ControllerSpec(latent=4, hidden=8)
 ENV = EnvSettings(task="real.toy_task", num_envs=4, backend="envpool", max_frames=50)
@@ -110,15 +111,15 @@ def test_policies_are_told_apart(toy, agent):
 def test_the_first_lanes_policy_drives_every_lane():
     both = Controllers(SPEC, torch.stack([policy(number).params[0] for number in (0, 1)]), torch.arange(2))
     features = torch.randn(1, SPEC.num_features).expand(3, -1)
-    acted = AllLanes(both).act(features, torch.tensor([0, 1, 5]))
+    acted = OnLanes.everywhere(both, 6).act(features, torch.tensor([0, 1, 5]))
     assert torch.equal(acted, policy().act(features[:1], torch.tensor([0])).expand(3, -1))
-    assert AllLanes(both).features == "zh"
+    assert OnLanes.everywhere(both, 6).features == "zh"
 
 
 def test_no_exploration_noise_is_in_a_score(toy, agent):
     """Two lanes of one seed, were there such a thing, would do the same: so does one seed scored twice."""
     one = score_policy(agent, policy(), ENV, EvaluateSettings(episodes=1, seed=3))
-    alone = agent.with_policy(AllLanes(policy()))
+    alone = agent.with_policy(policy())
     alone.begin(1)
     (driven,) = driving.drive(ToyEnv(1), alone, [3])
     assert one.returns[0] == driven.total_reward

@@ -134,6 +134,16 @@ def test_other_settings_are_refused_and_may_be_kept(tmp_path):
     assert [sum(row["round"] == index for row in rows) for index in range(2)] == [8, 9]
 
 
+def test_other_settings_are_refused_before_the_first_checkpoint_too(whole, tmp_path):
+    rare = "checkpoint_seconds=1e6"
+    with pytest.raises(Killed):
+        run(tmp_path, rare, steps=cut_after("drive", 0, 2, saved=True))
+    assert not list(RunFolder(tmp_path).checkpoints.glob("*.safetensors"))
+    with pytest.raises(RunMismatchError, match="seed: 0 -> 1"):
+        run(tmp_path, rare, "seed=1")
+    assert differing(outcome(whole), outcome(run(tmp_path, rare))) == []
+
+
 def test_another_task_in_the_same_folder_is_refused(tmp_path):
     run(tmp_path, "rounds=1")
     with pytest.raises(RunMismatchError, match=r"Pendulum|Vector"):

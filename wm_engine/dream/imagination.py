@@ -40,7 +40,7 @@ class Dreams:
 
 def world_state(world: WorldModel, starts: Starts) -> WorldState:
     """Return starts as states of a world model, on its device; missing (h, c) are those of a beginning."""
-    device = next((part.device for part in world.parameters()), torch.device("cpu"))
+    device = world.device
     h, c = world.initial(len(starts))
     return WorldState(
         starts.z.to(device).float(),

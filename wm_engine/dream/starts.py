@@ -64,7 +64,7 @@ def states_at(
     M reads every episode once from its beginning, those of similar lengths side by side, which is how an agent's (h, c)
     comes about.
     """
-    device = next((part.device for part in world.parameters()), torch.device("cpu"))
+    device = world.device
     count, place_of, step_of = len(owners), torch.from_numpy(owners), torch.from_numpy(steps)
     z = torch.empty(count, world.latent)
     h, c = (torch.zeros(count, world.hidden) for _ in range(2))

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from wm_engine.data.sequences import EncodedEpisode
 from wm_engine.dream.imagination import imagine
 from wm_engine.dream.starts import states_at
 from wm_engine.judge.dream_real_correlation import spearman
 from wm_engine.models.base import WorldModel
-from wm_engine.policies.base import Policy
+from wm_engine.policies.base import OnLanes, Policy
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def calibrate(
     owner_of, step_of = np.array(owners), np.array(steps)
     begin = states_at(world, episodes, owner_of, step_of, seed)
     dreams = imagine(
-        world, _Lanes(policy, torch.from_numpy(owner_of)), begin, horizon, temperature, seed, survival=survival
+        world, OnLanes(policy, torch.from_numpy(owner_of)), begin, horizon, temperature, seed, survival=survival
     )
     lengths = np.unique(np.geomspace(1, horizon, min(12, horizon)).round().astype(int))
     sums = [np.concatenate([[0.0], np.cumsum(_paid(episode, survival))]) for episode in episodes]
@@ -105,13 +104,3 @@ def _rank(returns: np.ndarray, owners: np.ndarray, sums: Sequence[np.ndarray]) -
     if not np.isfinite(promises).all():
         return float("nan")
     return spearman(promises, [sums[owner][-1] for owner in there])
-
-
-class _Lanes:
-    """A policy whose lanes are spread over those of many dreams."""
-
-    def __init__(self, policy: Policy, lanes: Tensor) -> None:
-        self._policy, self._lanes, self.features = policy, lanes, policy.features
-
-    def act(self, features: Tensor, lanes: Tensor) -> Tensor:
-        return self._policy.act(features, self._lanes.to(lanes.device)[lanes])

@@ -170,7 +170,7 @@ def _teacher_forced(
     world: WorldModel, episodes: Sequence[EncodedEpisode], seed: int
 ) -> Iterator[tuple[SequenceBatch, Tensor, dict[str, Tensor]]]:
     """Groups of whole episodes: the records, the latents drawn [T+1, B, Z], and what M says of every step."""
-    device = next((part.device for part in world.parameters()), torch.device("cpu"))
+    device = world.device
     generator = keyed_generator(seed)
     ordered = sorted(episodes, key=lambda episode: -episode.steps)  # so that little is padded
     for first in range(0, len(ordered), _LANES):

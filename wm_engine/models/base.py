@@ -55,6 +55,10 @@ class VisionSettings(LearningSettings):
     every: int = Field(1, ge=1, description="V learns in every such round")
     until: int = Field(1_000_000, ge=0, description="V stays as it is from this round on")
 
+    def encoding_precision(self) -> str:
+        """Return the precision, or "auto", that V encodes in while it drives."""
+        return "fp32"
+
     def steps_in(self, round_index: int) -> int:
         """Return the optimiser steps of a round."""
         if round_index == 0:
@@ -85,6 +89,11 @@ class SavedModel(nn.Module):
 
     SIZES: ClassVar[dict[str, type]]
     """The constructor's arguments with their types, each an attribute of the same name."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; the CPU where there are none."""
+        return next((part.device for part in self.parameters()), torch.device("cpu"))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights, kind and sizes as safetensors, atomically."""

@@ -48,6 +48,9 @@ class VAESettings(VisionSettings):
         "processor or the GPU has instructions for it",
     )
 
+    def encoding_precision(self) -> str:
+        return self.precision
+
 
 class VAE(Vision):
     """Frames to latents and back.

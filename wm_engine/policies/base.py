@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -22,3 +24,25 @@ class Policy(Protocol):
         A row may be non-finite: its lane has then failed, and no other is touched.
         """
         ...
+
+
+@dataclass(frozen=True)
+class OnLanes:
+    """A policy at other lanes than its own: lane i here acts as its lane ``lanes[i]``, int64 [n]."""
+
+    policy: Policy
+    lanes: Tensor
+
+    @classmethod
+    def everywhere(cls, policy: Policy, count: int) -> OnLanes:
+        """Put a policy for one lane at ``count`` lanes."""
+        return cls(policy, torch.zeros(count, dtype=torch.int64))
+
+    @property
+    def features(self) -> str:
+        """The policy's own."""
+        return self.policy.features
+
+    def act(self, features: Tensor, lanes: Tensor) -> Tensor:
+        """See :class:`Policy`."""
+        return self.policy.act(features, self.lanes.to(lanes.device)[lanes])

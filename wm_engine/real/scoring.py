@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 
 from wm_engine.envs import BatchedEnv, EnvSettings, Step, check_seeds, make_env
@@ -18,7 +17,7 @@ from wm_engine.errors import StorageError
 from wm_engine.files import storage_errors
 from wm_engine.fleet import Fleet
 from wm_engine.machine import one_torch_thread
-from wm_engine.policies.base import Policy
+from wm_engine.policies.base import OnLanes, Policy
 from wm_engine.progress import track
 from wm_engine.real.agent import Agent
 from wm_engine.real.driving import Driver, DriverFactory, EpisodeBatch, PolicyDriver, Runners, Trajectory, drive
@@ -92,17 +91,6 @@ class Scores:
         }
 
 
-class AllLanes:
-    """A policy for one lane, at the wheel of every lane."""
-
-    def __init__(self, policy: Policy) -> None:
-        self._policy, self.features = policy, policy.features
-
-    def act(self, features: torch.Tensor, lanes: torch.Tensor) -> torch.Tensor:
-        """See :class:`wm_engine.policies.base.Policy`."""
-        return self._policy.act(features, torch.zeros_like(lanes))
-
-
 @dataclass(frozen=True)
 class _AtRandom:
     """Makes the random policy to compare scores with."""
@@ -126,10 +114,9 @@ def score_policy(
     ``fleet``: drives batches of ``env.num_envs`` episodes, with the same scores. ``runners``: drive in place of new
     ones, on their own backend.
     """
-    everywhere = AllLanes(policy)
 
     def driver(seeds: list[int]) -> DriverFactory:
-        return PolicyDriver(everywhere, len(seeds))
+        return PolicyDriver(OnLanes.everywhere(policy, len(seeds)), len(seeds))
 
     return _score("controller", driver, agent, env, settings, fleet, runners)
 
@@ -194,7 +181,7 @@ def record_film(
             write(env.render(0))
             bar.update(int(step.frames.sum()))
 
-        driver = PolicyDriver(AllLanes(policy), 1)(env, agent)
+        driver = PolicyDriver(policy, 1)(env, agent)
         (trajectory,) = drive(env, driver, [seed], picture)
         bar.total = trajectory.frames
     return trajectory

@@ -26,7 +26,7 @@ from wm_engine.machine import choose_precision, use_threads
 from wm_engine.models.trainer import repeatable
 from wm_engine.progress import track
 from wm_engine.recorder import Recorder
-from wm_engine.run.config import Config, device_of
+from wm_engine.run.config import Config, device_of, read_config
 from wm_engine.run.estimate import Estimate, estimate
 from wm_engine.run.final import finish
 from wm_engine.run.folder import RunFolder
@@ -72,6 +72,9 @@ def run_loop(
         with Recorder(folder.metrics) as recorder, _workers(config, ray) as fleet:
             state = LoopState(config, folder, recorder, fleet)
             resumed = state.restore(keep_settings=on_change == "keep")
+            if not resumed and len(state.store) and folder.config.exists():
+                # Cut before its first checkpoint: its episodes were driven by the settings that were written first.
+                state.check_settings(read_config(folder.config).identity(), on_change == "keep")
             config.write(folder.config)
             if resumed:
                 _log.info("goes on in round %d, %s", state.place.round, state.place.step)
@@ -89,7 +92,7 @@ def _workers(config: Config, ray: str | None) -> Iterator[Fleet | None]:
     device = device_of(config)
     precisions = {
         "fp32",
-        choose_precision("vision.precision", getattr(config.vision, "precision", "fp32"), device),
+        choose_precision("vision.precision", config.vision.encoding_precision(), device),
         choose_precision("dream.precision", config.dream.precision, device),
     }
     with contextlib.closing(RayFleet(ray, config.cluster, config.device, torch.get_num_threads(), precisions)) as fleet:

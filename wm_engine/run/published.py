@@ -145,7 +145,7 @@ class LoadedRun:
     def agent(self) -> Agent:
         """Return V, M and the policy, ready to act in real environments."""
         device = device_of(self.config)
-        wanted = getattr(self.config.vision, "precision", "fp32")
+        wanted = self.config.vision.encoding_precision()
         precision = choose_precision("vision.precision", wanted, device)
         return Agent(self.vision, self.world, self.controller, device, precision)
 

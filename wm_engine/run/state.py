@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -101,7 +102,7 @@ class LoopState:
     @property
     def precision(self) -> str:
         """Of V's encoding while it drives."""
-        return choose_precision("vision.precision", getattr(self.config.vision, "precision", "fp32"), self.device)
+        return choose_precision("vision.precision", self.config.vision.encoding_precision(), self.device)
 
     def agent(self) -> Agent:
         """Return V as it is now and M as it last finished learning, without a policy yet."""
@@ -171,17 +172,24 @@ class LoopState:
                 f"{self.folder.root}: drawn with version {state['rng_version']} of the random numbers, but this "
                 f"program has {RNG_VERSION}. Go on with the version that began it."
             )
-        changes = differences(state["identity"], json.loads(json.dumps(self.config.identity())))
-        if changes and not keep_settings:
+        if any(change.startswith("dream.backend") for change in self.check_settings(state["identity"], keep_settings)):
+            state["place"]["backend"] = None
+
+    def check_settings(self, begun_with: Mapping[str, Any], keep: bool) -> list[str]:
+        """Compare the settings that the run was begun with to those of now; returns what differs, a line each.
+
+        RunMismatchError where something does, unless ``keep``; it is logged then.
+        """
+        changes = differences(begun_with, json.loads(json.dumps(self.config.identity())))
+        if changes and not keep:
             raise RunMismatchError(
                 f"{self.folder.root}: was begun with other settings:\n  " + "\n  ".join(changes) + "\nChoose another "
                 "--run folder; or go on in this one with --on-change keep: what is done stays, and the new settings "
                 "hold from here on."
             )
-        if any(change.startswith("dream.backend") for change in changes):
-            state["place"]["backend"] = None
         if changes:
             _log.warning("settings change from here on: %s", "; ".join(changes))
+        return changes
 
     def _load(self, tensors: dict[str, Any], vision: dict[str, Any], state: dict[str, Any]) -> None:
         def part(prefix: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from wm_engine.judge.model_errors import one_step_errors
 from wm_engine.learn.base import Dreamer, Problem
 from wm_engine.machine import choose_precision
 from wm_engine.models.base import WorldModel
-from wm_engine.policies.base import Policy
+from wm_engine.policies.base import OnLanes, Policy
 from wm_engine.policies.controller import ControllerSpec
 from wm_engine.real.agent import Agent
 from wm_engine.real.driving import Driver, EpisodeBatch, PolicyDriver
@@ -56,23 +56,6 @@ Step = Callable[[LoopState], Iterator[None]]
 
 
 @dataclass(frozen=True)
-class Lanes:
-    """A policy whose lanes are those from ``first`` on of another's."""
-
-    policy: Policy
-    first: int
-
-    @property
-    def features(self) -> str:
-        """The other policy's."""
-        return self.policy.features
-
-    def act(self, features: Tensor, lanes: Tensor) -> Tensor:
-        """See :class:`wm_engine.policies.base.Policy`."""
-        return self.policy.act(features, lanes + self.first)
-
-
-@dataclass(frozen=True)
 class _Exploring:
     """Makes the driver of a batch of a round's episodes: a policy with noise, or the task's random plans."""
 
@@ -86,7 +69,7 @@ class _Exploring:
     def __call__(self, env: BatchedEnv, agent: Agent | None) -> Driver:
         if self.policy is None or agent is None:
             return PlannedActions(env.task, env.action_repeat, self.seed, self.episodes, self.frames, self.round)
-        driver = agent.with_policy(Lanes(self.policy, self.episodes.start))
+        driver = agent.with_policy(OnLanes(self.policy, torch.arange(self.episodes.start, self.episodes.stop)))
         driver.begin(len(self.episodes))
         actions = env.spaces.actions
         return NoisyAgent(
