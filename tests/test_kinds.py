@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 
 import pytest
 from models.drift import Drift
@@ -71,3 +72,13 @@ def test_a_module_that_lacks_something_else_says_what(tmp_path, monkeypatch):
     with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
         find_kind("memory.kind", "lacking_kinds.broken", MODELS, "world_model")
     sys.modules.pop("lacking_kinds", None)
+
+
+def test_a_class_that_another_module_defines_is_refused_since_files_would_name_that_module(monkeypatch):
+    borrowed = types.ModuleType("borrowed.kinds")
+    borrowed.vision = VAE
+    monkeypatch.setitem(sys.modules, "borrowed", types.ModuleType("borrowed"))
+    monkeypatch.setitem(sys.modules, "borrowed.kinds", borrowed)
+    with pytest.raises(ConfigError) as error:
+        find_kind("vision.kind", "borrowed.kinds", MODELS, "vision")
+    assert "takes its 'vision' from wm_engine.models.vae" in str(error.value)

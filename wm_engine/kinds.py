@@ -24,7 +24,8 @@ def known_kinds(package: str, role: str) -> list[str]:
 def find_kind(setting: str, name: Any, package: str, role: str) -> Any:
     """Return what the module called ``name`` holds for ``role``.
 
-    ``setting`` names the thing in the ConfigError that an unknown name raises, with the nearest known one.
+    ``setting`` names the thing in the ConfigError that an unknown name raises, with the nearest known one; so does a
+    class that another module defines, since files name a class by its own module.
     """
     wanted = str(name)
     path = wanted if "." in wanted else f"{package}.{wanted}"
@@ -45,7 +46,13 @@ def find_kind(setting: str, name: Any, package: str, role: str) -> Any:
             f"{setting}: {wanted!r} is unknown{hint}. There are {', '.join(known)}; a dotted name is a module of your "
             f"own with an attribute {role!r}."
         )
-    return getattr(module, role)
+    found = getattr(module, role)
+    if isinstance(found, type) and found.__module__ != path:
+        raise ConfigError(
+            f"{setting}: {wanted!r} takes its {role!r} from {found.__module__}, and files would name that module; give "
+            f"{found.__module__!r} instead, or derive a class in {path}."
+        )
+    return found
 
 
 def kind_name(kind: type, package: str) -> str:

@@ -38,9 +38,17 @@ def outcome(folder: RunFolder) -> dict[str, bytes]:
     found = {str(path.relative_to(folder.root)): path.read_bytes() for path in files}
     scores = read_json(folder.scores)
     found["scores"] = json.dumps([scores[name] for name in ("controller", "random", "memory")]).encode()
-    place = Checkpoints(folder.checkpoints).latest()[2]["place"]
+    _, _, state = newest(folder)
+    place = state["place"]
     kept = {name: place[name] for name in ("round", "step", "stored_frames", "judged_frames", "scores", "published")}
     return found | {"place": json.dumps(kept).encode()}
+
+
+def newest(folder: RunFolder) -> tuple[int, dict, dict]:
+    """The newest checkpoint: its number, its tensors and its state."""
+    checkpoints = Checkpoints(folder.checkpoints)
+    number = checkpoints.steps()[-1]
+    return number, *checkpoints.load(number)
 
 
 def differing(expected: dict[str, bytes], found: dict[str, bytes]) -> list[str]:
@@ -76,7 +84,7 @@ def test_a_toy_learns_in_its_dreams(whole):
     published = read_json(whole.published)
     # The best of all three judged rounds, though the later ones did not take the first one's place.
     assert (published["trained_in"], published["judged_rounds"]) == ("dream", 3)
-    assert published["judged_frames"] == Checkpoints(whole.checkpoints).latest()[2]["place"]["judged_frames"]
+    assert published["judged_frames"] == newest(whole)[2]["place"]["judged_frames"]
 
 
 @pytest.mark.parametrize("saved", [False, True], ids=["before its checkpoint", "after it"])
@@ -160,10 +168,9 @@ def test_a_run_does_not_go_on_with_another_backend_of_the_dream_unnoticed(tmp_pa
     with pytest.raises(RunMismatchError, match=r"dream\.backend: \"torch\" -> \"cpp\""):
         run_loop(tmp_path, make_config(tables))
     # The same settings, whose "auto" comes to another backend than before:
-    store = Checkpoints(RunFolder(tmp_path).checkpoints)
-    step, tensors, state = store.latest()
+    step, tensors, state = newest(RunFolder(tmp_path))
     state["place"]["backend"] = "cpp"
-    store.save(step + 1, tensors, state)
+    Checkpoints(RunFolder(tmp_path).checkpoints).save(step + 1, tensors, state)
     with pytest.raises(RunMismatchError, match="has dreamt with 'cpp', and would go on with 'torch'"):
         run_loop(tmp_path, make_config(tables | {"dream": {"backend": "torch"}}))
 
