@@ -21,6 +21,11 @@ class _Rate:
 _RATES = pytest.StashKey[list[_Rate]]()
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """What is timed runs in this process, alone."""
+    return 0
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_RATES] = []
     # The suite's own warnings stay errors; those of peers (torch.compile has some) are theirs.

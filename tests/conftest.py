@@ -34,6 +34,13 @@ if "WM_ENGINE_EMULATE" in os.environ:
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Folders are shared out among at most four processes, by file; files that are named run in this one."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    named = any(Path(argument.split("::")[0]).is_file() for argument in config.args)
+    return 0 if named or cpus == 1 else min(cpus, 4)
+
+
 def pytest_sessionstart() -> None:
     """Where the C++ core is required, its absence fails the run: the tests that need it would only be skipped."""
     from wm_engine.core import core
