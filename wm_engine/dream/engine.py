@@ -69,12 +69,12 @@ def _cpp_missing() -> str | None:
 
 def _no_mdn_rnn(m: WorldModel, c: ControllerSpec) -> str | None:
     if isinstance(m, MDNRNN):
-        return None
+        return "not residual ones yet" if m.residual else None
     return f"it dreams MDN-RNNs alone, and this world model is a {type(m).__name__}: the torch backend dreams it"
 
 
 def _beyond_triton(m: WorldModel, c: ControllerSpec) -> str | None:
-    return triton_backend.beyond_limits(m, c) if isinstance(m, MDNRNN) else _no_mdn_rnn(m, c)
+    return triton_backend.beyond_limits(m, c) if isinstance(m, MDNRNN) and not m.residual else _no_mdn_rnn(m, c)
 
 
 BACKENDS = (

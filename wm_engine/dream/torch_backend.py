@@ -46,6 +46,7 @@ class _MDNRNNSteps:
             weight(w["head.weight"]),
             weight(w["head.bias"]),
             m.layout,
+            m.residual,
         )
 
     def draws(self, words: Tensor) -> tuple[Tensor, ...]:

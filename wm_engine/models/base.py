@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -87,8 +87,11 @@ _Kind = TypeVar("_Kind", bound="SavedModel")
 class SavedModel(nn.Module):
     """A model that is a file: its weights, its kind, and the sizes that make a module of its shape."""
 
-    SIZES: ClassVar[dict[str, type]]
-    """The constructor's arguments with their types, each an attribute of the same name."""
+    SIZES: ClassVar[Mapping[str, Callable[[str], Any]]]
+    """The constructor's arguments, each an attribute of the same name, with what makes them of their text."""
+
+    SIZES_OF_OLD: ClassVar[Mapping[str, str]] = {}
+    """Sizes that files written before they came do not name, and what those files mean."""
 
     @property
     def device(self) -> torch.device:
@@ -105,7 +108,8 @@ class SavedModel(nn.Module):
         """Read back what :meth:`save` wrote. CorruptFileError where the file holds something else."""
         tensors, metadata = load_tensors(path)
         try:
-            model = cls(**{name: of(metadata[name]) for name, of in cls.SIZES.items()})
+            sizes = {**cls.SIZES_OF_OLD, **metadata}
+            model = cls(**{name: of(sizes[name]) for name, of in cls.SIZES.items()})
             model.load_state_dict(tensors)
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             raise CorruptFileError(f"{path}: not a {cls.__name__} of this project ({error}).") from error
