@@ -24,7 +24,7 @@ FIELDS = ("returns", "lengths", "z", "actions", "rewards")
 TRACKS = ("z", "actions", "rewards")
 
 
-@pytest.fixture(params=["torch"])
+@pytest.fixture(params=["torch", "cpp", "triton"])
 def backend(request: pytest.FixtureRequest) -> str:
     reason = next(entry for entry in BACKENDS if entry.name == request.param).missing()
     if reason is not None:
