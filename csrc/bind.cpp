@@ -138,7 +138,7 @@ class Dream {
     plan.c = c0.is_none() ? nullptr : c.data();
     constexpr int64_t kCounters = int64_t{1} << 32;
     plan.episodes = wm::size_between("episodes", episodes, 1, kCounters);
-    plan.episode_stride = wm::size_between("episode_stride", episode_stride, 1, kCounters);
+    plan.episode_stride = wm::size_between("episode_stride", episode_stride, 1, kCounters / plan.episodes);
     const int64_t most_first = kCounters - 1 - (plan.episodes - 1) * plan.episode_stride;
     plan.first_episode = wm::size_between("first_episode", first_episode, 0, most_first);
     plan.temperature = wm::temperature_of(temperature);

@@ -121,7 +121,7 @@ bool dream(const wm::Level& level, wm::Precision precision) {
   std::vector<float> params = normal(plan.candidates * engine.params_size(), 0.3f);
   if (below(3) == 0) params[params.size() / 2] = std::numeric_limits<float>::quiet_NaN();
   const auto z = normal(plan.starts * Z, 1.0f), h = normal(plan.starts * H, 0.5f), c = normal(plan.starts * H, 0.5f);
-  const std::vector<float> given = normal(plan.candidates * plan.steps * A, 1.0f);
+  const std::vector<float> given = normal(plan.candidates * (plan.steps + 1) * A, 1.0f);  // two_steps takes two
   plan.params = params.data();
   if (below(3) == 0) plan.given = given.data();
   plan.first_episode = below(5);
