@@ -258,7 +258,9 @@ def drawn(draw):
 def test_road_and_promise_stand_over_the_same_real_frames(whole_run):
     rows = read_metrics(whole_run.metrics / "metrics.jsonl")
     final = figures.FinalScore(3000, 602.5, 0.5, 6)
-    above, below = drawn(figures.road_and_promise(rows, horizon=HORIZON, random=-47.5, baselines={"a peer": 42.5}, final=final))
+    above, below = drawn(
+        figures.road_and_promise(rows, horizon=HORIZON, random=-47.5, baselines={"a peer": 42.5}, final=final)
+    )
     assert above.get_shared_x_axes().joined(above, below)
     shown, promise = lines_of(above), lines_of(below)
     for name, x, y in (
