@@ -30,7 +30,8 @@ def finish(state: LoopState) -> None:
 
     Leaves ``scores.json``: "controller", "random" and "baselines" (those of the task, and its peers, by name), on
     episodes that no choice among rounds saw; "how" they were taken; "memory" and "correlation", how far M and the dream
-    can be trusted; "published", where the policy was trained, how it was chosen, after how many real frames and minutes.
+    can be trusted; "published", where the policy was trained, how it was chosen, after how many real frames and
+    minutes.
     """
     folder, config = state.folder, state.config
     models = read_published(folder)["digests"]
