@@ -33,7 +33,7 @@ FRAMES = 500
 _PLAIN = ("estimate=false", "evaluate.film=false")
 # All of the preset's real frames (at most 18,800), optimiser steps and generations, in one round of random pushes.
 _RANDOM = (
-    "rounds=1", "drive.first_episodes=840", "memory.first_steps=540", "controller.dream_generations=40",
+    "rounds=1", "drive.first_episodes=840", "memory.first_steps=720", "controller.dream_generations=40",
 )  # fmt: skip
 _LSTM = ("memory.kind=lstm", "memory.residual=false", "memory.members=1")
 _MDN = ("memory.mixtures=5", "memory.residual=false", "memory.members=1")
