@@ -25,15 +25,10 @@ from wm_engine.spaces import Spaces
 LSTMState = tuple[Tensor, Tensor]
 
 
-class MDNRNNSettings(MemorySettings):
-    """Settings of the MDN-RNN, beside those of every kind of world model."""
+class RecurrentSettings(MemorySettings):
+    """Settings of an LSTM with heads for the latent, the reward and the end, beside those of every world model."""
 
-    kind: Literal["mdn_rnn"] = "mdn_rnn"
     hidden: int = Field(256, ge=1, description="H, units of the LSTM")
-    mixtures: int = Field(5, ge=1, description="K, components of the mixture")
-    mixture: Literal["shared", "per_dim"] = Field(
-        "per_dim", description="one choice of component for the whole latent, or one for every dimension (the paper's)"
-    )
     residual: bool = Field(
         False, description="predict the change of the latent, z' - z, and not z' itself: for latents that change little"
     )
@@ -43,6 +38,16 @@ class MDNRNNSettings(MemorySettings):
     )
     end_weight: float = Field(
         1.0, ge=0.0, description="how many times the loss of a step counts that ended its episode: ends are rare"
+    )
+
+
+class MDNRNNSettings(RecurrentSettings):
+    """Settings of the MDN-RNN: those of its mixture."""
+
+    kind: Literal["mdn_rnn"] = "mdn_rnn"
+    mixtures: int = Field(5, ge=1, description="K, components of the mixture")
+    mixture: Literal["shared", "per_dim"] = Field(
+        "per_dim", description="one choice of component for the whole latent, or one for every dimension (the paper's)"
     )
 
 
@@ -92,9 +97,8 @@ class MDNRNN(WorldModel):
 
     @classmethod
     def build(cls, latent: int, spaces: Spaces, settings: Any) -> MDNRNN:
-        m = cls(
-            latent, spaces.actions.size, settings.hidden, settings.mixtures, settings.mixture, settings.residual
-        )  # fmt: skip
+        sizes = {name: getattr(settings, name) for name in cls.SIZES if name not in ("latent", "action")}
+        m = cls(latent, spaces.actions.size, **sizes)
         # Zeros say the center, in whatever units rewards will be learnt (Hafner et al. 2023 begin so too): random ones
         # would be hundreds of scales off where rewards are small or far from zero.
         with torch.no_grad():
