@@ -48,6 +48,8 @@ class Task:
         knows it already. It must not be of this package, which a worker would import with all of torch.
     explore : draws a random plan, (rng, frames) -> float32 [frames, A]; None: a smooth walk over a box, held choices of
         discrete actions
+    price : rewards of a whole episode, (float32 [T], action repeat) -> float32 [T], as they would be if what they
+        depend on and nobody can see had its mean; None: nothing is hidden
     align : makes EnvPool's pictures gymnasium's, uint8 [n, height, width, 3] to the same; None: they are alike
 
     Raises ValueError for fields that do not fit each other.
@@ -67,6 +69,7 @@ class Task:
     extra: str = ""
     register: str = ""
     explore: Explore | None = None
+    price: Callable[[np.ndarray, int], np.ndarray] | None = None
     align: Callable[[np.ndarray], np.ndarray] | None = None
 
     def __post_init__(self) -> None:

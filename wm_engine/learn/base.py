@@ -75,7 +75,7 @@ class Problem:
 
     round : which one, from 0; seed : of everything that the learner draws in it
     world : M, finished; starts : recorded states to dream from
-    dreamer : makes an engine, or a fleet of them, that dreams controllers of a shape
+    dreamer : makes an engine, or a fleet of them, that dreams controllers of a shape in ``world``
     real : the real environment; None where the learner's settings did not ask for it
     """
 
@@ -83,7 +83,7 @@ class Problem:
     seed: int
     world: WorldModel
     starts: Starts
-    dreamer: Callable[[ControllerSpec], Dreamer]
+    dreamer: Callable[[ControllerSpec, WorldModel], Dreamer]
     real: RealWorld | None = None
 
 
@@ -96,6 +96,7 @@ class LearnerSettings(Section):
         96, ge=1, description="episodes that these are taken from: half of them the newest, half any of the others"
     )
     mid_fraction: float = Field(1.0, ge=0.0, le=1.0, description="share of them from the middle of episodes")
+    burn_in: bool = Field(True, description="they come with M's hidden state after what was recorded before them")
 
     def wants_real(self) -> bool:
         """Say whether the learner is handed the real environment."""

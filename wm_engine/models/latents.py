@@ -13,6 +13,8 @@ from wm_engine.models.base import Vision
 
 _ENCODED_AT_ONCE = 256
 _MOST_BYTES = 512 * 2**20
+# A log variance whose standard deviation is 0 in float32.
+_NO_WIDTH = -300.0
 
 
 class LatentCache:
@@ -25,6 +27,7 @@ class LatentCache:
     ----------
     vision : V as it is now; call :meth:`clear` when it has learnt
     most_bytes : of latents that are kept; at Z = 32 and with actions repeated four times, 512 MiB are 7 million frames
+    drawn : False takes V's mean for certain: the posteriors have no width, and whatever is drawn from them is the mean
     """
 
     def __init__(
@@ -33,8 +36,9 @@ class LatentCache:
         store: RolloutStore,
         device: torch.device,
         most_bytes: int = _MOST_BYTES,
+        drawn: bool = True,
     ) -> None:
-        self._vision, self._store, self._device = vision, store, device
+        self._vision, self._store, self._device, self._drawn = vision, store, device, drawn
         self._most_bytes, self._bytes = most_bytes, 0
         self._kept: OrderedDict[int, EncodedEpisode] = OrderedDict()
         self.encoded = 0
@@ -71,6 +75,8 @@ class LatentCache:
                 "vision.learning_rate."
             )
         self.encoded += len(observations)
+        if not self._drawn:
+            logvar = torch.full_like(logvar, _NO_WIDTH)
         actions, rewards = self._store.actions_and_rewards(index)
         return EncodedEpisode(
             mu, logvar, torch.from_numpy(actions), torch.from_numpy(rewards), self._store.info(index).terminated

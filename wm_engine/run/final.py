@@ -78,7 +78,7 @@ def _score_random(state: LoopState, run: LoadedRun) -> dict[str, Any]:
 def _memory(state: LoopState, run: LoadedRun) -> dict[str, Any] | None:
     replay = state.replay()
     others = replay.training[:: math.ceil(len(replay.training) / _MOST_EPISODES)]
-    latents = LatentCache(run.vision, state.store, state.device)
+    latents = LatentCache(run.vision, state.store, state.device, drawn=run.config.vision.drawn)
     held, rest = ([latents.read(index) for index in part] for part in (replay.held_out[-_MOST_EPISODES:], others))
     return model_errors(run.world, held, rest, state.seed("model errors")) if held and rest else None
 
