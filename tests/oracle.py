@@ -138,9 +138,10 @@ class Oracle:
         temperature: float,
         reward: str,
         done: str,
+        given: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float, bool]:
-        """One step: action, z, h, c, reward, whether the episode ends with it."""
-        a = self.act(params, z, h, c)
+        """One step: action (``given``, or the controller's), z, h, c, reward, whether the episode ends with it."""
+        a = self.act(params, z, h, c) if given is None else np.asarray(given, dtype=np.float64)
         h, c = self.lstm(np.concatenate([z, a]), h, c)
         head = self.w["head.weight"] @ h + self.w["head.bias"]
         normals, choice, u = self.draws(seed, step, episode, candidate)
@@ -164,8 +165,9 @@ class Oracle:
         done: str = "threshold",
         common_random_numbers: bool = True,
         first_candidate: int = 0,
+        actions: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
-        """``params`` [P, D], starts [N, ...].
+        """``params`` [P, D], starts [N, ...], ``actions`` [P, max_steps, A] in the controllers' place.
 
         To returns, lengths [P, E]; z, actions, rewards [T, P, E, ...], zero after an end.
         """
@@ -187,6 +189,7 @@ class Oracle:
                         params[p], z, h, c, seed=seed, step=t, episode=e,
                         candidate=0 if common_random_numbers else first_candidate + p,
                         temperature=temperature, reward=reward, done=done,
+                        given=None if actions is None else actions[p, t],
                     )  # fmt: skip
                     out["returns"][p, e] += r
                     out["lengths"][p, e] += 1

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from wm_engine.checks import check_tensor
+from wm_engine.policies.controller import ControllerSpec
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class RolloutPlan:
 
     population : how many rollouts the whole has of which this may be a share; 0 where this is all of it. What a backend
         chooses by size it chooses by this, so that shares have the bits of the whole
+    open_loop : actions are given in the controllers' place
     """
 
     episodes: int
@@ -70,6 +72,19 @@ class RolloutPlan:
     first_candidate: int = 0
     record: bool = False
     population: int = 0
+    open_loop: bool = False
+
+
+def checked_controls(spec: ControllerSpec, params: Tensor | None, actions: Tensor | None) -> Tensor:
+    """Return what acts in a dream, controllers [P, D] or actions [P, T, A], of which exactly one must be given.
+
+    TypeError where both are given or none, ValueError for another shape or numbers that are not finite.
+    """
+    if actions is None:
+        return check_tensor("params", params, ["P", spec.num_params])
+    if params is not None:
+        raise TypeError("params must be None where actions are given, which stand in the controllers' place")
+    return check_tensor("actions", actions, ["P", "T", spec.action])
 
 
 @dataclass(frozen=True)
@@ -109,8 +124,11 @@ def join(parts: list[DreamOutput], device: torch.device) -> DreamOutput:
 class Backend(Protocol):
     """One way to compute dreams. Arguments have been checked when they arrive here."""
 
-    def rollout(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
-        """Dream ``plan.episodes`` episodes of each of ``params`` float32 [P, D]."""
+    def rollout(self, controls: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
+        """Dream ``plan.episodes`` episodes of each of ``controls``.
+
+        controls : controllers' parameters float32 [P, D]; of an open loop actions float32 [P, plan.max_steps, A]
+        """
         ...
 
     def release(self) -> None:
