@@ -7,18 +7,19 @@ V nor M has learnt these episodes yet, it is an honest forecast.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from wm_engine.data.sequences import EncodedEpisode
 from wm_engine.dream.imagination import imagine
 from wm_engine.dream.starts import states_at
 from wm_engine.judge.dream_real_correlation import spearman
 from wm_engine.models.base import WorldModel
-from wm_engine.policies.base import OnLanes, Policy
+from wm_engine.policies.base import EpisodicPolicy, OnLanes, Policy
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def calibrate(
     Parameters
     ----------
     world : M as it was when the policy was learnt
-    policy : for one lane an episode: lane i drove ``episodes[i]``
+    policy : for one lane an episode: lane i drove ``episodes[i]``. Of one that plans, the driven actions are dreamt
     horizon : decisions, the longest one compared
     starts : how many states of each episode are dreamt on from, drawn evenly
     survival : every step is worth 1
@@ -63,9 +64,11 @@ def calibrate(
     if not len(owner_of):
         return None
     begin = states_at(world, episodes, owner_of, step_of, seed)
-    dreams = imagine(
-        world, OnLanes(policy, torch.from_numpy(owner_of)), begin, horizon, temperature, seed, survival=survival
-    )
+    actor: Policy | Callable[[int], Tensor] = OnLanes(policy, torch.from_numpy(owner_of))
+    if isinstance(policy, EpisodicPolicy):
+        # A plan a dreamt step would take hours; what was planned for real is there to be dreamt.
+        actor = driven_actions(episodes, owner_of, step_of, horizon).__getitem__
+    dreams = imagine(world, actor, begin, horizon, temperature, seed, survival=survival)
     lengths = horizons_to(horizon)
     sums = summed_rewards(episodes, survival)
     promised = [float(dreams.returns(int(length)).mean()) for length in lengths]
@@ -91,6 +94,15 @@ def draw_starts(
             owners += [index] * len(chosen)
             steps += chosen.tolist()
     return np.array(owners, np.int64), np.array(steps, np.int64)
+
+
+def driven_actions(episodes: Sequence[EncodedEpisode], owners: np.ndarray, steps: np.ndarray, horizon: int) -> Tensor:
+    """Return the actions that were driven from each start on: float32 [horizon, N, A], the last one held after an end."""
+    rows = []
+    for o, s in zip(owners, steps, strict=True):
+        done = episodes[o].actions[s : s + horizon]
+        rows.append(torch.cat([done, done[-1:].expand(horizon - len(done), -1)]))
+    return torch.stack(rows, dim=1)
 
 
 def horizons_to(horizon: int) -> np.ndarray:

@@ -13,7 +13,7 @@ lies on average. So everything here is measured along the winner's own real epis
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,9 +25,9 @@ from wm_engine.data.sequences import EncodedEpisode, SequenceBatch, stack_window
 from wm_engine.dream.imagination import Dreams, imagine
 from wm_engine.dream.starts import states_at
 from wm_engine.dream.types import Starts
-from wm_engine.judge.calibration import draw_starts, horizons_to, paid_over, summed_rewards
+from wm_engine.judge.calibration import draw_starts, driven_actions, horizons_to, paid_over, summed_rewards
 from wm_engine.models.base import WorldModel
-from wm_engine.policies.base import OnLanes, Policy
+from wm_engine.policies.base import EpisodicPolicy, OnLanes, Policy
 
 # Steps ahead over which the latent's errors are compared: further on every model has lost its way.
 NEAR = 10
@@ -172,8 +172,10 @@ def examine(
     sums = summed_rewards(episodes, survival)
     owners, steps = draw_starts(episodes, horizon, starts, seed)
     begin = states_at(world, episodes, owners, steps, seed)
-    everywhere = OnLanes.everywhere(policy, len(owners))
-    dreams = imagine(world, everywhere, begin, horizon, temperature, seed, survival=survival)
+    actor: Policy | Callable[[int], Tensor] = OnLanes.everywhere(policy, len(owners))
+    if isinstance(policy, EpisodicPolicy):
+        actor = driven_actions(episodes, owners, steps, horizon).__getitem__
+    dreams = imagine(world, actor, begin, horizon, temperature, seed, survival=survival)
     replay, driven = _replay(world, episodes, owners, steps, begin, horizon, temperature, seed, survival)
     lengths = horizons_to(horizon)
     paid = [paid_over(sums, owners, steps, int(length)) for length in lengths]
@@ -207,7 +209,7 @@ def _replay(
     """Dream on from states of episodes under the actions that were driven there; returns that beside the record."""
     pairs = zip(owners.tolist(), steps.tolist(), strict=True)
     batch = stack_windows([episodes[o].window(s, min(s + horizon, episodes[o].steps)) for o, s in pairs])
-    actions = batch.actions
+    actions = driven_actions(episodes, owners, steps, len(batch.actions))
     return imagine(world, actions.__getitem__, begin, len(actions), temperature, seed, survival=survival), batch
 
 
