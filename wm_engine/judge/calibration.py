@@ -97,7 +97,7 @@ def draw_starts(
 
 
 def driven_actions(episodes: Sequence[EncodedEpisode], owners: np.ndarray, steps: np.ndarray, horizon: int) -> Tensor:
-    """Return the actions that were driven from each start on: float32 [horizon, N, A], the last one held after an end."""
+    """Return the actions that were driven from each start on: float32 [horizon, N, A]; after an end the last."""
     rows = []
     for o, s in zip(owners, steps, strict=True):
         done = episodes[o].actions[s : s + horizon]

@@ -13,7 +13,7 @@ lies on average. So everything here is measured along the winner's own real epis
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,7 @@ class Evidence:
         last third of an episode's steps paid
     horizons, promised, replayed, paid : [K] decisions, and returns over so many: dreamt by the policy, dreamt under the
         driven actions, and real; means over ``starts`` states
+    worst_promised, worst_paid : means over the tenth of the starts that paid least, over the longest horizon
     reward_mean, reward_bias, reward_std : of real rewards a decision; bias: M's mean reward less the real one, without
         steps that ended an episode
     reward_r2 : 1 - squared error / variance of these, and reward_at_lag: by lag, the correlation of M's reward of a
@@ -75,6 +76,8 @@ class Evidence:
     replayed: list[float]
     paid: list[float]
     spread: float
+    worst_promised: float
+    worst_paid: float
     reward_mean: float
     reward_bias: float
     reward_std: float
@@ -96,7 +99,8 @@ class Circumstances:
     dream_steps : decisions of its dreams; stateless : its dreams begin without h and c
     rounds, learning_rounds : that it had, and those in which M learnt
     temperature, end_weight : its settings; at_bound : share of the latest generations with sigma at ``sigma_max``
-    rank : rho, low and high of the rank correlation around the best controllers; None where it was not taken
+    rank, rank_near : rho, low and high of the rank correlation of dream and road over a mix of controllers, and over
+        those around the best one; None where they were not taken
     controller, planner : real scores as (mean, standard error); None where they were not taken
     survival : every step is worth 1, whatever M predicts
     """
@@ -109,6 +113,7 @@ class Circumstances:
     end_weight: float | None = None
     at_bound: float = 0.0
     rank: tuple[float, float, float] | None = None
+    rank_near: tuple[float, float, float] | None = None
     controller: tuple[float, float] | None = None
     planner: tuple[float, float] | None = None
     survival: bool = False
@@ -179,6 +184,7 @@ def examine(
     replay, driven = _replay(world, episodes, owners, steps, begin, horizon, temperature, seed, survival)
     lengths = horizons_to(horizon)
     paid = [paid_over(sums, owners, steps, int(length)) for length in lengths]
+    worst = paid[-1].argsort(kind="stable")[: max(1, len(owners) // 10)]
     # A dream that goes on where the road had ended is not followed there: nothing was driven.
     replayed = replay.rewards.where(replay.live & driven.live, 0.0).double()
     totals = np.array([each[-1] for each in sums])
@@ -195,6 +201,8 @@ def examine(
         replayed=[float(replayed[: int(length)].sum(0).mean()) for length in lengths],
         paid=[float(each.mean()) for each in paid],
         spread=float(paid[-1].std()),
+        worst_promised=float(dreams.returns().numpy()[worst].mean()),
+        worst_paid=float(paid[-1][worst].mean()),
         **_one_step(world, episodes),
         skill=_skill(world, episodes, owners, steps, begin, seed),
         stateless_skill=_skill(world, episodes, owners, steps, Starts(begin.z), seed),
@@ -413,13 +421,12 @@ def _step_size(how: Circumstances) -> Fault | None:
 
 
 def _unranked(how: Circumstances) -> Fault | None:
-    if how.rank is None or not how.rank[1] <= 0.0:
+    if how.rank_near is None or not how.rank_near[1] <= 0.0:
         return None
-    rho, low, high = how.rank
     return Fault(
         "the order around the best is noise",
-        f"around the best controller the dream's order goes with the road's to {rho:.2f} (95 % interval {low:.2f} to "
-        f"{high:.2f}), which may be nothing",
+        f"around the best controller the dream's order goes with the road's to {_interval(how.rank_near)}, which may "
+        "be nothing",
         ["controller.dream_episodes up", "controller.average=3", "judge.choose=\"best\""],
     )  # fmt: skip
 
@@ -432,29 +439,47 @@ def _paragraph(e: Evidence, how: Circumstances, faults: Sequence[Fault]) -> str:
     ]
     if faults:
         said.append(f"At fault: {faults[0].name}. " + " ".join(_sentence(fault.words) for fault in faults))
+        settings = list(dict.fromkeys(setting for fault in faults for setting in fault.settings))
     else:
         said.append("Nothing of this is at fault: the dream keeps its word as far as it looks.")
-        if e.late < 0.5 * e.early and e.horizons[-1] < e.steps / e.episodes:
-            said.append(
-                f"But an episode's last third paid {e.late:.3g} a decision where its first paid {e.early:.3g}: what "
-                f"goes wrong lies beyond the {how.dream_steps} decisions of a dream."
-            )
-    said += _judged(how, faults)
-    settings = list(dict.fromkeys(setting for fault in faults for setting in fault.settings))
-    if not settings:
-        settings = ["controller.dream_steps up, or controller.dream_steps_growth=1.02", "rounds up", "memory.hidden up"]
+        unseen, settings = _beyond(e, how)
+        said += unseen
+    said += _judged(how)
     said.append("To try: " + "; ".join(settings) + ".")
     return " ".join(said)
 
 
-def _judged(how: Circumstances, faults: Sequence[Fault]) -> list[str]:
-    said = []
-    if how.rank is not None and not any(fault.name.startswith("the order") for fault in faults):
-        rho, low, high = how.rank
+def _beyond(e: Evidence, how: Circumstances) -> tuple[list[str], list[str]]:
+    """Say what holds a run back whose dream keeps its word on average, and what to try."""
+    said, settings = [], []
+    if e.worst_paid < 0.5 * e.paid[-1] and e.worst_promised - e.worst_paid > 0.5 * (e.paid[-1] - e.worst_paid):
         said.append(
-            f"Around the best controller dream and road rank alike to {rho:.2f} (95 % interval {low:.2f} to "
-            f"{high:.2f})."
+            f"But in the worst tenth of the states the road paid {e.worst_paid:.3g} where the dream promised "
+            f"{e.worst_promised:.3g}: what goes wrong there is not in the dream."
         )
+        settings += ["drive.patience up and drive.noise up, so that recoveries are in the data", "memory.steps up"]
+    if e.late < 0.5 * e.early and e.horizons[-1] < e.steps / e.episodes:
+        said.append(
+            f"An episode's last third paid {e.late:.3g} a decision where its first paid {e.early:.3g}: what goes wrong "
+            f"lies beyond the {how.dream_steps} decisions of a dream."
+        )
+        settings.append("controller.dream_steps up, or controller.dream_steps_growth=1.02")
+    if _excess(e, e.replayed) < -0.25:
+        said.append(
+            f"Under the driven actions M makes {e.replayed[-1]:.3g} of {e.paid[-1]:.3g}: an open loop, which nobody "
+            "corrects, drifts away."
+        )
+    return said, settings or ["rounds up", "memory.hidden up", "controller.dream_steps_growth=1.02"]
+
+
+def _judged(how: Circumstances) -> list[str]:
+    """Say how dream and road rank controllers, and what a planner makes of the same M."""
+    said = []
+    if how.rank is None:
+        said.append("How the dream ranks controllers has not been measured (a run does so at its end).")
+    else:
+        said.append(f"Dream and road rank controllers alike to {_interval(how.rank)}")
+        said[-1] += f", around the best one to {_interval(how.rank_near)}." if how.rank_near else "."
     if how.planner is not None and how.controller is not None:
         (planned, its), (mean, own) = how.planner, how.controller
         error = math.hypot(its, own)
@@ -470,17 +495,13 @@ def _judged(how: Circumstances, faults: Sequence[Fault]) -> list[str]:
     return said
 
 
+def _interval(rank: tuple[float, float, float]) -> str:
+    return f"{rank[0]:.2f} (95 % interval {rank[1]:.2f} to {rank[2]:.2f})"
+
+
 def _sentence(words: str) -> str:
     return words[0].upper() + words[1:] + "."
 
 
 def _times(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def numbers(evidence: Evidence) -> Mapping[str, float]:
-    """Return the evidence's plain numbers over the longest horizon, for the record of a run."""
-    e = evidence
-    names = ("mean_return", "reward_bias", "reward_r2", "skill", "stateless_skill", "first_skill", "end_probability")
-    last = {"promised": e.promised[-1], "replayed": e.replayed[-1], "paid": e.paid[-1]}
-    return {name: float(getattr(e, name)) for name in names} | last

@@ -2,8 +2,9 @@
 
     the state now ─► P sequences of T actions ─► their returns in M's dream ─► the best ─► ... ─► the first action
 
-The cross-entropy method (Rubinstein 1997; PlaNet's algorithm 2) begins from last step's plan, moved on by one. There is nothing to learn beside V and M: as a learner, a round of it has no work. As a judge, it tells a wrong M from a
-search that exploits M: both act in the same dream, and a plan is refuted by the real world after every step.
+The cross-entropy method (Rubinstein 1997; PlaNet's algorithm 2) begins from last step's plan, moved on by one. There is
+nothing to learn beside V and M: as a learner, a round of it has no work. As a judge, it tells a wrong M from a search
+that exploits M: both act in the same dream, and a plan is refuted by the real world after every step.
 """
 
 from __future__ import annotations

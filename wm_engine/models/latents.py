@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 import torch
+from torch import Tensor
 
 from wm_engine.data.sequences import EncodedEpisode
 from wm_engine.data.store import RolloutStore
@@ -62,13 +63,10 @@ class LatentCache:
             self._bytes -= _size(dropped)
         return episode
 
-    @torch.inference_mode()
     def _encode(self, index: int) -> EncodedEpisode:
         record = self._store.read(index)
         observations = torch.from_numpy(record.observations)
-        self._vision.eval()
-        parts = [self._vision.encode(part.to(self._device)) for part in observations.split(_ENCODED_AT_ONCE)]
-        mu, logvar = (torch.cat(column).float().cpu() for column in zip(*parts, strict=True))
+        mu, logvar = encode(self._vision, observations, self._device)
         if not bool(torch.isfinite(mu).all() and torch.isfinite(logvar).all()):
             raise WMEngineError(
                 f"vision: V encodes episode {index} to latents that are not finite. Begin again with a lower "
@@ -81,6 +79,15 @@ class LatentCache:
         return EncodedEpisode(
             mu, logvar, torch.from_numpy(actions), torch.from_numpy(rewards), self._store.info(index).terminated
         )
+
+
+@torch.inference_mode()
+def encode(vision: Vision, observations: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Encode an episode's observations [T+1, ...] to means and log variances, float32 [T+1, Z] on the CPU."""
+    vision.eval()
+    parts = [vision.encode(part.to(device)) for part in observations.split(_ENCODED_AT_ONCE)]
+    mu, logvar = (torch.cat(column).float().cpu() for column in zip(*parts, strict=True))
+    return mu, logvar
 
 
 def _size(episode: EncodedEpisode) -> int:
