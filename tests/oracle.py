@@ -47,6 +47,7 @@ class Oracle:
     features: str
     squash: tuple[str, ...] | str
     hidden_units: int = 0
+    residual: bool = False
     w: dict[str, np.ndarray] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -124,6 +125,10 @@ class Oracle:
             z[d] = means[d, k] + np.exp(np.clip(log_stds[d, k], -7.0, 7.0)) * np.sqrt(tau) * normals[d]
         return z
 
+    def after(self, z: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        """The next latent, of the last one and what was drawn."""
+        return z + drawn if self.residual else drawn
+
     def step(
         self,
         params: np.ndarray,
@@ -145,7 +150,7 @@ class Oracle:
         h, c = self.lstm(np.concatenate([z, a]), h, c)
         head = self.w["head.weight"] @ h + self.w["head.bias"]
         normals, choice, u = self.draws(seed, step, episode, candidate)
-        z = self.sample(head, normals, choice, temperature)
+        z = self.after(z, self.sample(head, normals, choice, temperature))
         logit = head[-1]
         ended = bool(logit > 0) if done == "threshold" else bool(sigmoid(logit) > u)
         return a, z, h, c, float(head[-2]) if reward == "predicted" else 1.0, ended

@@ -46,6 +46,13 @@ def check_bool(name: str, value: Any) -> bool:
     return value
 
 
+def flag_of(text: str) -> bool:
+    """Return what "True" or "False" stands for; ValueError for another text: ``bool("False")`` is true."""
+    if text not in ("True", "False"):
+        raise ValueError(f"a flag must be 'True' or 'False', but was {text!r}")
+    return text == "True"
+
+
 def check_type(name: str, value: Any, wanted: type[T]) -> T:
     """Return ``value`` if it is a ``wanted``; TypeError otherwise."""
     if not isinstance(value, wanted):

@@ -27,6 +27,7 @@ from wm_engine.checks import (
 )
 from wm_engine.dream import triton_backend
 from wm_engine.dream.cpp_backend import CppBackend
+from wm_engine.dream.ensemble_backend import EnsembleBackend
 from wm_engine.dream.torch_backend import DTYPES, TorchBackend
 from wm_engine.dream.triton_backend import TritonBackend
 from wm_engine.dream.types import Backend, DreamOutput, RolloutPlan, Starts, checked_controls, join
@@ -68,13 +69,15 @@ def _cpp_missing() -> str | None:
 
 
 def _no_mdn_rnn(m: WorldModel, c: ControllerSpec) -> str | None:
-    if isinstance(m, MDNRNN):
-        return None
-    return f"it dreams MDN-RNNs alone, and this world model is a {type(m).__name__}: the torch backend dreams it"
+    member = m.episode_models()[0]
+    if isinstance(member, MDNRNN):
+        return "not residual ones yet" if member.residual else "no ensembles yet" if member is not m else None
+    return f"it dreams MDN-RNNs alone, and this world model is a {type(member).__name__}: the torch backend dreams it"
 
 
 def _beyond_triton(m: WorldModel, c: ControllerSpec) -> str | None:
-    return triton_backend.beyond_limits(m, c) if isinstance(m, MDNRNN) else _no_mdn_rnn(m, c)
+    member = m.episode_models()[0]
+    return _no_mdn_rnn(m, c) or (triton_backend.beyond_limits(member, c) if isinstance(member, MDNRNN) else None)
 
 
 BACKENDS = (
@@ -107,8 +110,8 @@ class DreamEngine:
 
     Parameters
     ----------
-    m : the world model, an MDN-RNN or, on the torch backend, any kind; its weights are copied, so train on and make a
-        new engine
+    m : the world model, an MDN-RNN or, on the torch backend, any kind; or an ensemble of N, whose member e mod N dreams
+        episode e. Its weights are copied, so train on and make a new engine
     c : the controllers' shape; latent, hidden and action must be M's
     device : where to dream
     devices : several of one kind, in place of ``device``: the population is split over them, a share to each, and the
@@ -136,7 +139,7 @@ class DreamEngine:
     ) -> None:
         check_type("m", m, WorldModel)  # type: ignore[type-abstract]
         check_type("c", c, ControllerSpec)
-        self._hidden = m.hidden
+        self._state_size = m.state_size
         for name in ("latent", "hidden", "action") if "h" in c.features or m.hidden else ("latent", "action"):
             if getattr(m, name) != getattr(c, name):
                 raise ValueError(
@@ -166,9 +169,15 @@ class DreamEngine:
         self._backends = self._made(entry, m, **options)
 
     def _made(self, entry: BackendEntry, m: WorldModel, **options: Any) -> list[Backend]:
-        """A backend on each device."""
+        """A backend on each device; of an ensemble one for each member there."""
+
+        def made(where: torch.device) -> Backend:
+            models = m.episode_models()
+            backends = [entry.make(model, self.controller, where, self.precision, **options) for model in models]
+            return backends[0] if len(backends) == 1 else EnsembleBackend(backends, m.hidden)
+
         try:
-            return [entry.make(m, self.controller, where, self.precision, **options) for where in self.devices]
+            return [made(where) for where in self.devices]
         except torch.OutOfMemoryError as error:
             raise self._out_of_memory("M's weights take", error) from None
 
@@ -231,8 +240,8 @@ class DreamEngine:
         starts = check_type("starts", starts, Starts)
         check_tensor("starts.z", starts.z, ["N", self.controller.latent])
         for name in ("h", "c"):
-            if getattr(starts, name) is not None and self._hidden:
-                check_tensor(f"starts.{name}", getattr(starts, name), [len(starts), self._hidden])
+            if getattr(starts, name) is not None and self._state_size:
+                check_tensor(f"starts.{name}", getattr(starts, name), [len(starts), self._state_size])
         max_steps = check_int("max_steps", max_steps, least=1)
         if actions is not None:
             max_steps = min(max_steps, controls.shape[1])
@@ -268,6 +277,8 @@ class DreamEngine:
         DeviceMemoryError where the device has no memory for it.
         """
         first = self._backends[0]
+        if isinstance(first, EnsembleBackend):
+            first = first.members[0]  # all are of one shape
         try:
             return first.crossovers() if isinstance(first, TritonBackend) else {}
         except torch.OutOfMemoryError as error:

@@ -46,6 +46,7 @@ class _MDNRNNSteps:
             weight(w["head.weight"]),
             weight(w["head.bias"]),
             m.layout,
+            m.residual,
         )
 
     def draws(self, words: Tensor) -> tuple[Tensor, ...]:
@@ -128,7 +129,7 @@ class TorchBackend:
         controls = controls.to(device, dtype)
         controls = torch.cat([controls, controls[:1].expand(num_p - wanted_p, *controls.shape[1:])])
 
-        episodes = torch.arange(num_e, device=device)
+        episodes = plan.first_episode + plan.episode_stride * torch.arange(num_e, device=device)
         candidates = torch.zeros(1, dtype=torch.int64, device=device)
         if not plan.common_random_numbers:
             candidates = torch.arange(first_candidate, first_candidate + num_p, device=device)

@@ -16,6 +16,8 @@ from wm_engine.policies.controller import ControllerSpec
 class Starts:
     """States that dreams begin from: z [N, Z], h and c [N, H]; missing h and c are zero. Any float dtype, finite.
 
+    For an ensemble h and c are all its members' side by side, of which an episode takes its own member's.
+
     Starts taken from the middle of recorded rollouts, with (h, c) burnt in by running M over the recorded frames, are
     what makes a dream cover the whole environment.
     """
@@ -60,6 +62,8 @@ class RolloutPlan:
     population : how many rollouts the whole has of which this may be a share; 0 where this is all of it. What a backend
         chooses by size it chooses by this, so that shares have the bits of the whole
     open_loop : actions are given in the controllers' place
+    first_episode, episode_stride : the episodes are numbers first, first + stride, ... of the random-number contract
+        and of the starts: those that one member of an ensemble dreams
     """
 
     episodes: int
@@ -73,6 +77,8 @@ class RolloutPlan:
     record: bool = False
     population: int = 0
     open_loop: bool = False
+    first_episode: int = 0
+    episode_stride: int = 1
 
 
 def checked_controls(spec: ControllerSpec, params: Tensor | None, actions: Tensor | None) -> Tensor:

@@ -89,7 +89,8 @@ class PlanningPolicy:
         """See :class:`wm_engine.policies.base.EpisodicPolicy`."""
         if self._world is not world:
             spec = ControllerSpec(world.latent, world.hidden or 1, world.action, "z", "identity")
-            self._world, self._engine = world, DreamEngine(world, spec, world.device)
+            # Of an ensemble features show one member's state, the first one's on the road: plans are made in that one.
+            self._world, self._engine = world, DreamEngine(world.episode_models()[0], spec, world.device)
         self._plans = self._unplanned(torch.zeros(lanes, self.settings.horizon, world.action))
         self._taken = torch.zeros(lanes, dtype=torch.int64)
 

@@ -138,7 +138,7 @@ def _circumstances(
     correlation = _correlation(run)
     return Circumstances(
         dream_steps=dream_steps,
-        stateless=not config.controller.burn_in and bool(run.world.hidden),
+        stateless=not config.controller.burn_in and bool(run.world.state_size),
         rounds=rounds,
         learning_rounds=len(learnt),
         temperature=temperature,
