@@ -8,16 +8,17 @@ from __future__ import annotations
 import gymnasium
 import numpy as np
 
-TOP, TURN, GAP = 10, 5, 4
+TOP, TURN = 6, 3
 
 
 class Ladder(gymnasium.Env):
-    """Climb ten rungs: down, stay or up, and from the sixth on up is down. Every rung won pays 0.1; the top ends it.
+    """Climb six rungs: down, stay or up, and above the third up is down. A rung won pays a sixth; the top ends it.
 
-    The height is seen, with a gap in the middle. The best return is 1; who always goes up is stuck between rungs 5 and 6.
+    The height is seen, with a gap where the ladder turns. The best return is 1; who always goes up comes no further than
+    the fourth rung.
     """
 
-    observation_space = gymnasium.spaces.Box(0.0, 1.4, (1,), np.float32)
+    observation_space = gymnasium.spaces.Box(0.0, 1.0, (1,), np.float32)
     action_space = gymnasium.spaces.Discrete(3)
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - as gymnasium has it
 
@@ -34,15 +35,15 @@ class Ladder(gymnasium.Env):
         before = self._rung
         move = (int(action) - 1) * (-1 if before > TURN else 1)
         self._rung = int(np.clip(before + move, 0, TOP))
-        return self._seen(), 0.1 * (self._rung - before), self._rung == TOP, False, {}
+        return self._seen(), (self._rung - before) / TOP, self._rung == TOP, False, {}
 
     def render(self):
         picture = np.zeros((64, 16, 3), np.uint8)
-        picture[63 - 6 * self._rung] = 255
+        picture[63 - 10 * self._rung] = 255
         return picture
 
     def _seen(self):
-        return np.array([0.1 * (self._rung + (GAP if self._rung > TURN else 0))], np.float32)
+        return np.array([(self._rung + (self._rung > TURN)) / (TOP + 1)], np.float32)
 
 
 gymnasium.register(id="Ladder-v0", entry_point=Ladder, max_episode_steps=30)
