@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checker import check
 from models.drift import Drift
-from models.test_mdn_rnn import random_episodes, random_model
+from models.test_mdn_rnn import as_dtype, random_episodes, random_model
 
 from wm_engine import MDNRNN
 from wm_engine.data.sequences import cut_windows, stack_windows
@@ -44,9 +45,10 @@ def test_memory_members_builds_an_ensemble_with_weights_of_its_own_each() -> Non
 
 
 def test_a_state_is_all_members_and_a_dreamt_step_goes_on_in_its_own() -> None:
-    m = ensemble()
+    m = ensemble().double()
     members = m.episode_models()
-    z, action, words = torch.randn(5, 4), torch.randn(5, 2), StepWords(0, torch.zeros(1).long(), torch.arange(5), 3)
+    z, action = torch.randn(5, 4).double(), torch.randn(5, 2).double()
+    words = StepWords(0, torch.zeros(1).long(), torch.arange(5), m.blocks)
     h, c = m.initial(5)
     assert h.shape == c.shape == (5, 24)
     with torch.no_grad():
@@ -62,13 +64,11 @@ def test_a_state_is_all_members_and_a_dreamt_step_goes_on_in_its_own() -> None:
             columns = slice(8 * number, 8 * number + 8)
             its = WorldState(z[row : row + 1], h[row : row + 1, columns], c[row : row + 1, columns])
             own_step = members[number].imagine(its, action[row : row + 1], words.at(0)[0, row : row + 1], 1.0)
-            torch.testing.assert_close(after.state.z[row], own_step.state.z[0])
-            torch.testing.assert_close(after.state.h[row, columns], own_step.state.h[0])
-            torch.testing.assert_close(after.reward[row], own_step.reward[0])
-            seen = m.features(after.state, "zhc")[row]
-            assert torch.equal(
-                seen, torch.cat([after.state.z[row], after.state.h[row, columns], after.state.c[row, columns]])
-            )
+            check("z", after.state.z[row], own_step.state.z[0], precision="fp64")
+            check("h", after.state.h[row, columns], own_step.state.h[0], precision="fp64")
+            check("reward", after.reward[row], own_step.reward[0], precision="fp64")
+            seen = [after.state.z[row], after.state.h[row, columns], after.state.c[row, columns]]
+            assert torch.equal(m.features(after.state, "zhc")[row], torch.cat(seen))
     assert after.state.episode is episode
     assert torch.equal(m.decode(after.state), after.state.z)
 
@@ -94,29 +94,30 @@ def test_recorded_starts_are_burnt_in_by_every_member() -> None:
 
 @pytest.mark.parametrize("length", [0, 4])
 def test_members_learn_from_sequences_of_their_own(length: int) -> None:
-    m, settings = ensemble(2), MDNRNNSettings(members=2, batch_size=3)
+    m, settings = ensemble(2).double(), MDNRNNSettings(members=2, batch_size=3)
     episodes = random_episodes([8, 12, 5, 9, 12, 7], 4, 2)
     assert settings.sequences == len(episodes)
     rng = np.random.default_rng(1)
-    batch = cut_windows(episodes, length, rng)
+    batch = as_dtype(cut_windows(episodes, length, rng), torch.float64)
     assert (batch.before is not None) == (length > 0)
     value, scalars = m.loss(batch, torch.Generator(), settings)
     alone = [
         member.loss(batch.lanes(torch.arange(number, 6, 2)), torch.Generator(), settings)
         for number, member in enumerate(m.episode_models())
     ]
-    torch.testing.assert_close(value, (alone[0][0] + alone[1][0]) / 2**0.5)
-    torch.testing.assert_close(scalars["end_loss"], (alone[0][1]["end_loss"] + alone[1][1]["end_loss"]) / 2)
+    check("loss", value, (alone[0][0] + alone[1][0]) / 2**0.5, precision="fp64")
+    for name, mean in scalars.items():
+        check(name, mean, (alone[0][1][name] + alone[1][1][name]) / 2, precision="fp64")
     value.backward()
     assert all(parameter.grad is not None for parameter in m.parameters())
 
 
 def test_lanes_of_a_batch_keep_what_was_before_them() -> None:
     episodes = random_episodes([8, 12, 5, 9, 12, 7], 4, 2)
-    batch = cut_windows(episodes, 4, np.random.default_rng(1))
+    batch = as_dtype(cut_windows(episodes, 4, np.random.default_rng(1)), torch.float64)
     assert batch.before is not None
     assert batch.continued is not None
-    m, seen = random_model((4, 2, 8, 3), "shared"), 0
+    m, seen = random_model((4, 2, 8, 3), "shared").double(), 0
     whole = m._burnt_in(batch, torch.Generator())
     assert whole is not None
     for lane in range(6):
@@ -127,12 +128,13 @@ def test_lanes_of_a_batch_keep_what_was_before_them() -> None:
         assert (burnt is not None) == bool(batch.continued[lane])
         if burnt is not None:
             seen += 1
-            torch.testing.assert_close(burnt[0], whole[0][lane : lane + 1])
+            check("h", burnt[0], whole[0][lane : lane + 1], precision="fp64")
     assert 0 < seen < 6
 
 
 def test_it_predicts_the_mean_of_its_members_and_learns_rewards_in_one_unit() -> None:
-    m, batch = ensemble(), stack_windows(random_episodes([5, 3], 4, 2))
+    m = ensemble().double()
+    batch = as_dtype(stack_windows(random_episodes([5, 3], 4, 2)), torch.float64)
     m.scale_rewards(2.0, 3.0)
     assert m.reward_units() == (2.0, 3.0)
     with torch.no_grad():
@@ -140,8 +142,8 @@ def test_it_predicts_the_mean_of_its_members_and_learns_rewards_in_one_unit() ->
         each = [member.predict(batch, batch.mu) for member in m.episode_models()]
         finished = m.finished().predict(batch, batch.mu)
     for name, value in said.items():
-        torch.testing.assert_close(value, (each[0][name] + each[1][name] + each[2][name]) / 3)
-        torch.testing.assert_close(finished[name], value)
+        check(name, value, (each[0][name] + each[1][name] + each[2][name]) / 3, precision="fp64")
+        check(f"finished {name}", finished[name], value, precision="fp64")
     other = ensemble()
     other.set_reward_units(2.0, 3.0)
     assert {member.reward_units() for member in other.episode_models()} == {(2.0, 3.0)}
@@ -191,6 +193,9 @@ def test_a_file_that_holds_something_else_is_corrupt(tmp_path: Path, change: dic
 def test_what_cannot_be_an_ensemble_is_refused() -> None:
     with pytest.raises(ValueError, match="members must be at least one world model, but were none"):
         Ensemble([])
+    batch = stack_windows(random_episodes([5, 3], 4, 2))
+    with pytest.raises(ValueError, match="batch must hold a sequence for each of 3 members, but held 2"):
+        ensemble(3).loss(batch, torch.Generator(), MDNRNNSettings())
     with pytest.raises(ValueError, match="members must be of one kind and of the same sizes, but differed"):
         Ensemble([MDNRNN(4, 2, 8, 3), MDNRNN(4, 2, 8, 3, residual=True)])
     bad: list[tuple[dict[str, Any], str]] = [

@@ -71,7 +71,7 @@ def _cpp_missing() -> str | None:
 def _no_mdn_rnn(m: WorldModel, c: ControllerSpec) -> str | None:
     member = m.episode_models()[0]
     if isinstance(member, MDNRNN):
-        return "not residual ones yet" if member.residual else "no ensembles yet" if member is not m else None
+        return None
     return f"it dreams MDN-RNNs alone, and this world model is a {type(member).__name__}: the torch backend dreams it"
 
 
