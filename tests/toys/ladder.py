@@ -14,8 +14,8 @@ TOP, TURN = 6, 3
 class Ladder(gymnasium.Env):
     """Climb six rungs: down, stay or up, and above the third up is down. A rung won pays a sixth; the top ends it.
 
-    The height is seen, with a gap where the ladder turns. The best return is 1; who always goes up comes no further than
-    the fourth rung.
+    The height is seen, with a gap where the ladder turns. The best return is 1; who always goes up comes no further
+    than the fourth rung.
     """
 
     observation_space = gymnasium.spaces.Box(0.0, 1.0, (1,), np.float32)

@@ -23,7 +23,7 @@ class TableSettings(MemorySettings):
 
 
 class TableWorld(WorldModel):
-    """z' = z + change[place, action]; reward and end stand in the table too. What it has never met it fears a little."""
+    """z' = z + change[place, action]; reward and end stand in the table too. What it never met it fears a little."""
 
     Settings = TableSettings
     SIZES: ClassVar[dict[str, type]] = {"latent": int, "action": int}

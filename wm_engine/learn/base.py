@@ -22,7 +22,6 @@ from wm_engine.envs.task import Task
 from wm_engine.kinds import find_kind
 from wm_engine.models.base import WorldModel
 from wm_engine.policies.base import Policy
-from wm_engine.policies.controller import ControllerSpec
 from wm_engine.settings import Section
 
 State = tuple[dict[str, Tensor], dict[str, Any]]
@@ -75,7 +74,8 @@ class Problem:
 
     round : which one, from 0; seed : of everything that the learner draws in it
     world : M, finished; starts : recorded states to dream from
-    dreamer : makes an engine, or a fleet of them, that dreams controllers of a shape in ``world``
+    dreamer : makes an engine, or a fleet of them, that dreams controllers of a shape, in ``world`` or in a world model
+        that is given beside the shape
     real : the real environment; None where the learner's settings did not ask for it
     """
 
@@ -83,7 +83,7 @@ class Problem:
     seed: int
     world: WorldModel
     starts: Starts
-    dreamer: Callable[[ControllerSpec, WorldModel], Dreamer]
+    dreamer: Callable[..., Dreamer]
     real: RealWorld | None = None
 
 

@@ -215,7 +215,7 @@ class Evolution(Learner):
     def dream_fitness(self, problem: Problem, episodes: int, steps: int, race: int = 0) -> DreamFitness:
         """Return the dream as candidates are ranked in it."""
         s = self.settings
-        dreamer = problem.dreamer(self.spec, problem.world)
+        dreamer = problem.dreamer(self.spec)
         if s.dream_dropout:
             dreamer = ThinnedDreams(dreamer, problem, self.spec, s.dream_dropout, s.dream_masks)
         return DreamFitness(

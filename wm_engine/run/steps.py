@@ -281,7 +281,7 @@ def make_problem(state: LoopState, real: Driving | None = None) -> Problem:
     starts = recorded_starts(state.world, episodes, s.starts, s.mid_fraction, state.seed("starts"), s.burn_in)
     return Problem(
         state.place.round, state.seed("learner"), state.world, starts,
-        lambda spec, world: make_dreamer(state, spec, world), real,
+        lambda spec, world=None: make_dreamer(state, spec, world), real,
     )  # fmt: skip
 
 
