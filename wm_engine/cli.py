@@ -1,4 +1,4 @@
-"""The command line: ``wm-engine train | evaluate | report | info | bench | profile``."""
+"""The command line: ``wm-engine train | evaluate | diagnose | report | info | bench | profile``."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from wm_engine.machine import use_threads
 from wm_engine.real.scoring import record_film, score_baselines, score_policy, score_random
 from wm_engine.report import write_report
 from wm_engine.run.config import Config, presets, read_config, resolve
+from wm_engine.run.diagnose import diagnose_run
 from wm_engine.run.folder import RunFolder
 from wm_engine.run.loop import OnChange, run_loop
 from wm_engine.run.published import how_scored, load_run, read_published
@@ -173,6 +174,28 @@ def evaluate(
     click.echo(_score_line("controller", scores["controller"]))
     click.echo("\n".join(_baseline_lines(scores)))
     click.echo(how_scored(run.published, config.evaluate.episodes))
+
+
+@cli.command()
+@click.option("--run", "root", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The run folder.")
+@click.option("--episodes", type=click.IntRange(min=1), default=8, show_default=True, help="Real episodes to drive.")
+@click.option(
+    "--planner", type=click.IntRange(min=0), default=0, show_default=True,
+    help="Of these, how many a planner in M drives too, as a judge of M.",
+)  # fmt: skip
+def diagnose(root: Path, episodes: int, planner: int) -> None:
+    """Say why a run's dream does not teach, and which settings to try.
+
+    The published policy drives real episodes that nothing learns from, and M is held to them. What is found goes into
+    the run folder (diagnosis.json) and its report.
+
+    \b
+    Example:
+      wm-engine diagnose --run runs/quick
+    """
+    found = diagnose_run(root, episodes=episodes, planner_episodes=planner)
+    click.echo(found.words)
+    click.echo(f"report: {write_report(RunFolder(root))}")
 
 
 @cli.command()

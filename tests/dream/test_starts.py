@@ -143,3 +143,11 @@ def test_bad_arguments_are_refused(m, episodes, changes, message):
     arguments = {"world": m, "episodes": episodes, "count": 4, "mid_fraction": 0.5, "seed": 0} | changes
     with pytest.raises(ValueError, match=message):
         recorded_starts(**arguments)
+
+
+def test_starts_without_state_are_the_same_places_with_nothing_remembered(m, episodes):
+    whole, bare = (recorded_starts(m, episodes, 9, 1.0, seed=0, burn_in=burn_in) for burn_in in (True, False))
+    assert whole.h.abs().sum() > 0
+    assert bare.h is None
+    assert bare.c is None
+    assert torch.equal(bare.z, whole.z)

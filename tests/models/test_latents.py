@@ -7,6 +7,7 @@ import torch
 from checker import check
 from recordings import AFTER_THE_END, PixelVision, known_world, shades
 
+from wm_engine.data.sequences import stack_windows
 from wm_engine.errors import WMEngineError
 from wm_engine.models import latents as module
 from wm_engine.models.latents import LatentCache
@@ -148,3 +149,9 @@ def test_latents_are_ordinary_numbers_on_the_cpu(store):
 def test_latents_that_are_not_finite_are_refused(store):
     with pytest.raises(WMEngineError, match=r"V encodes episode 4 to latents that are not finite.*learning_rate"):
         LatentCache(PixelVision(logvar=float("inf")), store, CPU).read(4)
+
+
+def test_latents_that_are_not_drawn_are_the_posteriors_means(store):
+    episode = LatentCache(PixelVision(logvar=0.0), store, CPU, drawn=False).read(0)
+    batch = stack_windows([episode])
+    assert torch.equal(batch.sample(torch.Generator()), batch.mu)

@@ -314,3 +314,34 @@ def test_a_model_that_says_no_change_stays_where_it_is() -> None:
     words = torch.zeros(3, m.blocks, 4, dtype=torch.int64)
     with torch.no_grad():
         assert torch.equal(m.imagine(state, torch.randn(3, 2), words, 0.0).state.z, state.z)
+
+
+def test_a_thinned_model_hides_whole_hidden_units_from_the_heads_and_nothing_from_c():
+    m = random_model((4, 2, 64, 3), "shared")
+    thinned = m.thinned(0.5, torch.Generator().manual_seed(0))
+    ratio = thinned.head.weight / m.head.weight
+    assert torch.equal(ratio, ratio[:1].expand_as(ratio))
+    assert set(ratio[0].tolist()) == {0.0, 2.0}
+    assert torch.equal(thinned.lstm.weight_hh_l0, m.lstm.weight_hh_l0)
+
+
+def test_dropout_is_a_mask_a_sequence_and_none_by_default():
+    m, episodes = random_model((4, 2, 8, 3), "shared"), random_episodes([6, 4], 4, 2)
+    batch = stack_windows(episodes)
+    plain, dropped = (
+        m.loss(batch, torch.Generator().manual_seed(1), MDNRNNSettings(dropout=rate))[0] for rate in (0.0, 0.5)
+    )
+    assert plain != dropped
+    inputs = torch.cat([batch.mu[:-1], batch.actions], dim=-1)
+    silent, _ = m.sequence(inputs, mask=torch.zeros(2, 8))
+    assert torch.equal(silent, m.head.bias.expand_as(silent))
+
+
+def test_an_lstm_that_does_not_learn_has_no_gradients():
+    spaces = Spaces(Vector(4), Box((-1.0, -1.0), (1.0, 1.0)))
+    settings = MDNRNNSettings(hidden=8, mixtures=3, lstm_learns=False)
+    m = MDNRNN.build(4, spaces, settings)
+    value, _ = m.loss(stack_windows(random_episodes([5], 4, 2)), torch.Generator(), settings)
+    value.backward()
+    assert all(parameter.grad is None for parameter in m.lstm.parameters())
+    assert m.head.weight.grad is not None

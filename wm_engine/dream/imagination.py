@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wm_engine.dream.types import Starts
 from wm_engine.models.base import WorldModel, WorldState
-from wm_engine.policies.base import Policy
+from wm_engine.policies.base import Policy, begin_episodes
 from wm_engine.rng import StepWords
 
 
@@ -81,6 +81,8 @@ def imagine(
     )
     lanes = torch.arange(count, device=device)
     on = torch.ones(count, dtype=torch.bool, device=device)
+    if not callable(policy):
+        begin_episodes(policy, count, world)
     z, seen, actions, rewards, live = [state.z], [world.decode(state)], [], [], []
     for step in range(steps):
         if callable(policy):

@@ -17,7 +17,12 @@ _MOST_LANES = 64
 
 
 def recorded_starts(
-    world: WorldModel, episodes: Sequence[EncodedEpisode], count: int, mid_fraction: float, seed: int
+    world: WorldModel,
+    episodes: Sequence[EncodedEpisode],
+    count: int,
+    mid_fraction: float,
+    seed: int,
+    burn_in: bool = True,
 ) -> Starts:
     """Choose ``count`` states that recorded episodes went through, for dreams to begin from.
 
@@ -31,11 +36,12 @@ def recorded_starts(
     count : N, how many
     mid_fraction : in [0, 1]
     seed : equal seeds, equal starts
+    burn_in : False leaves h and c out, as if every start were a beginning
 
     Returns
     -------
-    Starts with z [N, Z], h and c [N, S], float32 on the CPU; h and c are None where the world model has none, and all
-    members' side by side in an ensemble
+    Starts with z [N, Z], h and c [N, S], float32 on the CPU; h and c are None where the world model has none or they
+    are not burnt in, and all members' side by side in an ensemble
 
     Raises ValueError for a count under 1, a fraction outside [0, 1], or no episodes.
     """
@@ -53,7 +59,8 @@ def recorded_starts(
     from_beginning = generator.permutation(np.arange(count) >= round(mid_fraction * count))
     owners = np.where(from_beginning, generator.integers(len(episodes), size=count), owners)
     steps = np.where(from_beginning, 0, steps)
-    return states_at(world, episodes, owners, steps, seed)
+    states = states_at(world, episodes, owners, steps, seed)
+    return states if burn_in else Starts(states.z)
 
 
 @torch.inference_mode()

@@ -36,6 +36,14 @@ class Starts:
     def __len__(self) -> int:
         return int(self.z.shape[0])
 
+    def __getitem__(self, chosen: Tensor) -> Starts:
+        """Take the starts int64 [M], in that order."""
+
+        def rows(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part[chosen.to(part.device)]
+
+        return Starts(self.z[chosen.to(self.z.device)], rows(self.h), rows(self.c))
+
     def to(self, device: torch.device, dtype: torch.dtype, hidden: int) -> tuple[Tensor, Tensor, Tensor]:
         """(z [N, Z], h [N, H], c [N, H]) on a device, contiguous, zeros filled in."""
 

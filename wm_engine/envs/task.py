@@ -74,6 +74,8 @@ class Task:
     baselines : policies that a run's score is printed beside, by name, on the same episodes and beside the random one:
         a blind plan, the shortest path
     peers : algorithms that learn from as many real frames as the run did, by name, whose score stands there too
+    price : rewards of a whole episode, (float32 [T], action repeat) -> float32 [T], as they would be if what they
+        depend on and nobody can see had its mean; None: nothing is hidden
     align : makes EnvPool's pictures gymnasium's, uint8 [n, height, width, 3] to the same; None: they are alike
 
     Raises ValueError for fields that do not fit each other.
@@ -95,6 +97,7 @@ class Task:
     explore: Explore | None = None
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
     peers: Mapping[str, Peer] = field(default_factory=dict)
+    price: Callable[[np.ndarray, int], np.ndarray] | None = None
     align: Callable[[np.ndarray], np.ndarray] | None = None
 
     def __post_init__(self) -> None:

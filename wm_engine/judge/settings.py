@@ -26,4 +26,13 @@ class JudgeSettings(Section):
     real_episodes: int = Field(1, ge=1, description="real episodes that each of them drives, the same for all")
     real_frames: int = Field(400, ge=1, description="frames after which these are cut")
     dream_episodes: int = Field(256, ge=1, description="dreams of each of them, the same starts and draws for all")
+    planner_episodes: int = Field(
+        0,
+        ge=0,
+        description="real episodes of a planner in M at the end, beside the policy's: it tells a wrong M from a search "
+        "that exploits M; 0: none",
+    )
+    planner_horizon: int = Field(20, ge=1, description="decisions that it plans ahead")
+    planner_candidates: int = Field(128, ge=4, description="sequences of actions that it dreams in an iteration")
+    planner_every: int = Field(1, ge=1, description="decisions that it takes of a plan before it makes another")
     resamples: int = Field(2000, ge=100, description="bootstrap resamples behind a confidence interval")

@@ -22,7 +22,6 @@ from wm_engine.envs.task import Task
 from wm_engine.kinds import find_kind
 from wm_engine.models.base import WorldModel
 from wm_engine.policies.base import Policy
-from wm_engine.policies.controller import ControllerSpec
 from wm_engine.settings import Section
 
 State = tuple[dict[str, Tensor], dict[str, Any]]
@@ -75,7 +74,8 @@ class Problem:
 
     round : which one, from 0; seed : of everything that the learner draws in it
     world : M, finished; starts : recorded states to dream from
-    dreamer : makes an engine, or a fleet of them, that dreams controllers of a shape
+    dreamer : makes an engine, or a fleet of them, that dreams controllers of a shape, in ``world`` or in a world model
+        that is given beside the shape
     real : the real environment; None where the learner's settings did not ask for it
     """
 
@@ -83,7 +83,7 @@ class Problem:
     seed: int
     world: WorldModel
     starts: Starts
-    dreamer: Callable[[ControllerSpec], Dreamer]
+    dreamer: Callable[..., Dreamer]
     real: RealWorld | None = None
 
 
@@ -96,6 +96,7 @@ class LearnerSettings(Section):
         96, ge=1, description="episodes that these are taken from: half of them the newest, half any of the others"
     )
     mid_fraction: float = Field(1.0, ge=0.0, le=1.0, description="share of them from the middle of episodes")
+    burn_in: bool = Field(True, description="they come with M's hidden state after what was recorded before them")
 
     def wants_real(self) -> bool:
         """Say whether the learner is handed the real environment."""

@@ -21,9 +21,9 @@ from torch import Tensor
 from wm_engine.envs.task import Task
 from wm_engine.errors import ConfigError, CorruptFileError, RunMismatchError, WMEngineError
 from wm_engine.learn.base import Learner, LearnerSettings, Problem, State
-from wm_engine.learn.evolve.fitness import DreamFitness, Fitness, RealFitness
+from wm_engine.learn.evolve.fitness import DreamFitness, Fitness, RealFitness, ThinnedDreams
 from wm_engine.learn.evolve.optimizers import choose_optimizer, make_optimizer, restore_optimizer
-from wm_engine.learn.evolve.protocol import GREATEST_SIGMA, LEAST_SIGMA, Ranking
+from wm_engine.learn.evolve.protocol import GREATEST_SIGMA, LEAST_SIGMA, Optimizer, Ranking
 from wm_engine.models.base import WorldModel
 from wm_engine.policies.base import Policy
 from wm_engine.policies.controller import SQUASH_RANGES, Controllers, ControllerSpec, load_controller, save_controller
@@ -95,6 +95,14 @@ class EvolutionSettings(LearnerSettings):
         "task", description="what a dreamt step is worth: what M predicts, 1, or as the task says"
     )
     done: Literal["threshold", "sample"] = Field("threshold", description="how a dream ends")
+    end_reward: float = Field(
+        0.0, description="what a dream is paid for ending before its last decision; see memory.end_rewards"
+    )
+    dream_dropout: float = Field(
+        0.0, ge=0.0, lt=1.0, description="dropout in dreams, one mask a dream; see memory.dropout for that in training"
+    )
+    dream_masks: int = Field(4, ge=1, description="masks that a generation's dreams share out, the same for all")
+    anew: bool = Field(False, description="begin the search anew in every round, in place of going on with it")
 
     real_generations: int = Field(20, ge=0, description="in the real environment, each round")
     real_episodes: int = Field(1, ge=1, description="episodes that each candidate drives, the same for all")
@@ -146,13 +154,10 @@ class Evolution(Learner):
         self._reward = reward if settings.reward == "task" else settings.reward
         try:
             name, home = choose_optimizer(settings.optimizer, settings.optimizer_device, device)
-            self._optimizer = make_optimizer(
-                name, torch.zeros(spec.num_params), settings.sigma, settings.population, derive_seed(seed, "optimizer"),
-                device=home, sigma_max=settings.sigma_max or math.inf,
-            )  # fmt: skip
+            self._optimizer = self._begun(name, home, derive_seed(seed, "optimizer"))
         except ValueError as error:
             raise ConfigError(f"controller.optimizer: {error}") from error
-        self._home = home
+        self._home, self._seed, self._name = home, seed, name
         self._means: list[Tensor] = []  # of the last rounds, oldest first
         self._unranked = 0
 
@@ -175,11 +180,20 @@ class Evolution(Learner):
             )
         return cls(settings, spec, task.reward, seed, device)
 
+    def _begun(self, name: str, home: torch.device, seed: int) -> Optimizer:
+        s = self.settings
+        return make_optimizer(
+            name, torch.zeros(self.spec.num_params), s.sigma, s.population, seed, device=home,
+            sigma_max=s.sigma_max or math.inf,
+        )  # fmt: skip
+
     def units(self, round_index: int) -> int:
         s = self.settings
         return s.dream_generations if s.train_in == "dream" else s.real_generations
 
     def learn(self, problem: Problem, done: int) -> Iterator[dict[str, float]]:
+        if done == 0 and self.settings.anew and problem.round:
+            self._optimizer = self._begun(self._name, self._home, derive_seed(self._seed, "optimizer", problem.round))
         if done == 0:
             self._means.append(self._optimizer.mean.cpu())
         fitness = self._fitness(problem)
@@ -201,8 +215,11 @@ class Evolution(Learner):
     def dream_fitness(self, problem: Problem, episodes: int, steps: int, race: int = 0) -> DreamFitness:
         """Return the dream as candidates are ranked in it."""
         s = self.settings
+        dreamer = problem.dreamer(self.spec)
+        if s.dream_dropout:
+            dreamer = ThinnedDreams(dreamer, problem, self.spec, s.dream_dropout, s.dream_masks)
         return DreamFitness(
-            problem.dreamer(self.spec),
+            dreamer,
             problem.starts,
             episodes=episodes,
             max_steps=steps,
@@ -211,6 +228,7 @@ class Evolution(Learner):
             done=s.done,
             seed=problem.seed,
             race=race,
+            end_reward=s.end_reward,
         )
 
     def _generation(self, fitness: Fitness, generation: int) -> dict[str, float]:

@@ -54,6 +54,9 @@ class VisionSettings(LearningSettings):
     kind: str = "vae"
     every: int = Field(1, ge=1, description="V learns in every such round")
     until: int = Field(1_000_000, ge=0, description="V stays as it is from this round on")
+    drawn: bool = Field(
+        True, description="M learns from latents drawn from V's posterior, and dreams begin there; false: from V's mean"
+    )
 
     def encoding_precision(self) -> str:
         """Return the precision, or "auto", that V encodes in while it drives."""
@@ -73,6 +76,15 @@ class MemorySettings(LearningSettings):
     batch_size: int = Field(16, ge=1, description="sequences in one optimiser step")
     sequence_length: int = Field(
         0, ge=0, description="steps of a sequence, after a burn-in that gradients do not reach; 0: whole episodes"
+    )
+    reward_clip: float = Field(0.0, ge=0.0, description="M learns rewards clipped to so much; 0: as they are")
+    priced_rewards: bool = Field(
+        False, description="M learns rewards as the task prices them, where what they depend on cannot be seen"
+    )
+    end_rewards: bool = Field(
+        True,
+        description="M learns what a step is paid that ends an episode for good; false: the median reward instead, so "
+        "that the end's head alone knows of it, and controller.end_reward says what it costs",
     )
     members: int = Field(
         1, ge=1, description="an ensemble of so many, each with batches of its own; a dreamt episode is all of one"
@@ -260,6 +272,10 @@ class WorldModel(SavedModel, ABC):
 
     def set_reward_units(self, center: float, scale: float) -> None:
         """Say in which center and scale the weights that are about to be loaded have learnt rewards."""
+
+    def thinned(self, rate: float, generator: torch.Generator) -> WorldModel:
+        """Return a copy with one dropout mask of this rate, for a dream; ConfigError where this kind has no dropout."""
+        raise ConfigError(f"controller.dream_dropout: a {type(self).__name__} has no dropout; set it to 0")
 
     def finished(self) -> WorldModel:
         """Return a copy to dream with and to save, whose rewards are in the task's units."""

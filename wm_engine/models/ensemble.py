@@ -157,6 +157,9 @@ class Ensemble(WorldModel):
         for member in self.episode_models():
             member.set_reward_units(center, scale)
 
+    def thinned(self, rate: float, generator: torch.Generator) -> Ensemble:
+        return Ensemble([member.thinned(rate, generator) for member in self.episode_models()]).eval()
+
     def finished(self) -> Ensemble:
         return Ensemble([member.finished() for member in self.episode_models()]).eval()
 

@@ -39,6 +39,10 @@ class RecurrentSettings(MemorySettings):
     end_weight: float = Field(
         1.0, ge=0.0, description="how many times the loss of a step counts that ended its episode: ends are rare"
     )
+    dropout: float = Field(
+        0.0, ge=0.0, lt=1.0, description="share of h that the heads do not see in training, a mask a sequence"
+    )
+    lstm_learns: bool = Field(True, description="false: the LSTM stays as it was drawn, and the heads alone learn")
 
 
 class MDNRNNSettings(RecurrentSettings):
@@ -104,16 +108,21 @@ class MDNRNN(WorldModel):
         with torch.no_grad():
             m.head.weight[m.layout.reward_row] = 0.0
             m.head.bias[m.layout.reward_row] = 0.0
+        m.lstm.requires_grad_(settings.lstm_learns)
         return m
 
-    def sequence(self, inputs: Tensor, state: LSTMState | None = None) -> tuple[Tensor, LSTMState]:
+    def sequence(
+        self, inputs: Tensor, state: LSTMState | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, LSTMState]:
         """Run over whole sequences.
 
         ``inputs [T, B, Z+A]`` and ``state`` (h, c), each [B, H], zero where None, to heads [T, B, N] and (h, c) [B, H].
+        ``mask [B, H]``: what the heads see of h is multiplied by it at every step (Gal & Ghahramani 2016: one mask a
+        sequence).
         """
         packed = None if state is None else (state[0].unsqueeze(0), state[1].unsqueeze(0))
         outputs, (h, c) = self.lstm(inputs, packed)
-        return self.head(outputs), (h[0], c[0])
+        return self.head(outputs if mask is None else outputs * mask), (h[0], c[0])
 
     def observe(self, z: Tensor, action: Tensor, state: LSTMState) -> LSTMState:
         weight_ih, weight_hh, bias_ih, bias_hh = self.lstm.all_weights[0]
@@ -154,7 +163,10 @@ class MDNRNN(WorldModel):
         episode ended. Latents are drawn from V's posterior anew.
         """
         z, live = batch.sample(generator), batch.live
-        head, _ = self.sequence(torch.cat([z[:-1], batch.actions], dim=-1), self._burnt_in(batch, generator))
+        begin = self._burnt_in(batch, generator)
+        shape = (live.shape[1], self.hidden)
+        mask = _mask(shape, settings.dropout, generator).to(z.device) if settings.dropout else None
+        head, _ = self.sequence(torch.cat([z[:-1], batch.actions], dim=-1), begin, mask)
         parts = self.split(head)
         nll = mdn_nll(parts.logits, parts.means, parts.log_stds, self._targets(z))[live].mean()
         target = (batch.rewards - self._reward_center) / self._reward_scale
@@ -205,11 +217,23 @@ class MDNRNN(WorldModel):
     def set_reward_units(self, center: float, scale: float) -> None:
         self._reward_center, self._reward_scale = center, scale
 
+    @torch.no_grad()
+    def thinned(self, rate: float, generator: torch.Generator) -> MDNRNN:
+        """Return a copy whose heads do not see a share ``rate`` of h, and see the rest that much louder; C sees all."""
+        copied = copy.deepcopy(self).eval()
+        copied.head.weight *= _mask((1, self.hidden), rate, generator).to(self.head.weight)
+        return copied
+
     def finished(self) -> MDNRNN:
         """Return a copy whose head's reward row has center and scale folded into it."""
         copied = copy.deepcopy(self).eval()
         copied._change_units(0.0, 1.0)
         return copied
+
+
+def _mask(shape: tuple[int, ...], rate: float, generator: torch.Generator) -> Tensor:
+    """Draw a dropout mask: 0 with probability ``rate``, else 1 / (1 - rate)."""
+    return (torch.rand(shape, generator=generator) >= rate).float() / (1.0 - rate)
 
 
 world_model = MDNRNN

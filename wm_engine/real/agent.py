@@ -9,7 +9,7 @@ import torch
 
 from wm_engine.checks import check_choice, check_int
 from wm_engine.models.base import Vision, WorldModel, WorldState
-from wm_engine.policies.base import Policy
+from wm_engine.policies.base import Policy, begin_episodes
 
 
 class Agent:
@@ -55,6 +55,8 @@ class Agent:
     def begin(self, lanes: int) -> None:
         """Begin new episodes in so many lanes: their hidden states are those of a beginning."""
         self._h, self._c = self._memory.initial(check_int("lanes", lanes, least=1))
+        if self.policy is not None:
+            begin_episodes(self.policy, lanes, self._memory)
 
     @torch.inference_mode()
     def act(

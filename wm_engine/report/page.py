@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jinja2 import Environment, StrictUndefined
 
 from wm_engine.data.replay import Replay
 from wm_engine.data.store import RolloutStore
 from wm_engine.errors import CorruptFileError, StorageError, WMEngineError
-from wm_engine.files import atomic_write, read_json, storage_errors, write_text
+from wm_engine.files import atomic_write, load_tensors, read_json, storage_errors, write_text
 from wm_engine.recorder import read_metrics
 from wm_engine.report import figures, pictures
 from wm_engine.run.folder import RunFolder
@@ -277,6 +278,34 @@ def _shown(run: _Run, strip: pictures.FilmStrip, name: str, as_pictures: bool) -
     return {"rows": rows, "ticks": ticks, "figure": None}
 
 
+def _diagnosis(run: _Run) -> dict[str, Any] | None:
+    """Show what ``wm-engine diagnose`` found; None where nobody has asked."""
+    if not run.folder.diagnosis.exists():
+        return None
+    found = dict(read_json(run.folder.diagnosis))
+    if found["models"] != run.published["digests"]:
+        raise ValueError("it is of models that are no longer published; `wm-engine diagnose` makes it anew")
+    e = found["evidence"]
+    lines = {name: (e["horizons"], e[name]) for name in ("paid", "promised", "replayed")}
+    lags = [(int(lag), rho) for lag, rho in e["reward_at_lag"].items() if rho is not None]
+    panels = {
+        "return over decisions ahead": lines,
+        "M's reward with the road's, steps later": {"correlation": ([at for at, _ in lags], [rho for _, rho in lags])},
+    }
+    tensors, _ = load_tensors(run.folder.diagnosis.with_suffix(".safetensors"))
+    decode = run.loaded.vision.decode
+    strips = []
+    for place, told in enumerate(found["strips"]):
+        real, *latents = (tensors[f"{place}/{row}"] for row in told["rows"])
+        as_pictures = real.dim() == 4
+        with torch.inference_mode():
+            views = [pictures.as_seen(decode(z), as_pictures) for z in latents]
+        rows = dict(zip(told["rows"], [real.numpy(), *views], strict=True))
+        strip = pictures.FilmStrip(told["seed"], told["start"], rows, told["rewards"], told["lengths"])
+        strips.append(told | _shown(run, strip, f"diagnosis-{place}", as_pictures))
+    return found | {"figure": run.figure("diagnosis", figures.curves(panels, "")), "strips": strips}
+
+
 def _reconstructions(run: _Run) -> dict[str, Any]:
     vision = run.loaded.vision
     store, held_out = run.held_out
@@ -397,6 +426,7 @@ _SECTIONS: Mapping[str, Callable[[_Run], Any]] = {
     "film": _film,
     "strips": _strips,
     "reconstructions": _reconstructions,
+    "diagnosis": _diagnosis,
     "calibration": _calibration,
     "correlation": _correlation,
     "memory": _memory,

@@ -7,11 +7,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+from wm_engine.envs import Task
 from wm_engine.files import read_json, write_json
 from wm_engine.judge.dream_real_correlation import controller_mix, correlation_scalars, dream_real_correlation
 from wm_engine.judge.model_errors import model_errors
+from wm_engine.judge.settings import JudgeSettings
 from wm_engine.learn.evolution import Evolution
 from wm_engine.learn.evolve.fitness import RealFitness
+from wm_engine.learn.plan import PlanningPolicy, PlanSettings
 from wm_engine.models.latents import LatentCache
 from wm_engine.policies.controller import Controllers
 from wm_engine.real.scoring import record_film, score_baselines, score_policy, score_random
@@ -30,8 +33,8 @@ def finish(state: LoopState) -> None:
 
     Leaves ``scores.json``: "controller", "random" and "baselines" (those of the task, and its peers, by name), on
     episodes that no choice among rounds saw; "how" they were taken; "memory" and "correlation", how far M and the dream
-    can be trusted; "published", where the policy was trained, how it was chosen, after how many real frames and
-    minutes.
+    can be trusted; "planner", what planning in M scores on the first of the policy's episodes; "published", where the
+    policy was trained, how it was chosen, after how many real frames and minutes.
     """
     folder, config = state.folder, state.config
     models = read_published(folder)["digests"]
@@ -49,11 +52,16 @@ def finish(state: LoopState) -> None:
         ("baselines", _score_baselines, beside),
         ("memory", _memory, trusted),
         ("correlation", _correlation, trusted),
+        ("planner", _planner, trusted | scored),
     ):
         if name not in parts or parts["how"].get(name) != how:
             parts[name] = measure(state, run)
             parts["how"] = parts.get("how", {}) | {name: how}
             write_json(folder.scores, parts)
+    planner = parts["planner"]
+    if planner is not None:
+        beside = {name: planner[name] for name in ("mean", "std", "standard_error", "episodes")}
+        state.recorder.log("planner", 0, state.place.round, **beside)
     published = read_published(folder)
     parts["published"] = {name: value for name, value in published.items() if name != "digests"}
     write_json(folder.scores, parts)
@@ -87,10 +95,32 @@ def _score_baselines(state: LoopState, run: LoadedRun) -> dict[str, Any]:
     )
 
 
+def _planner(state: LoopState, run: LoadedRun) -> dict[str, Any] | None:
+    """Score a planner in the published M; None where none is asked for."""
+    s, config = state.config.judge, state.config
+    if not s.planner_episodes:
+        return None
+    planner = judging_planner(s, state.task, getattr(config.controller, "temperature", 1.0), state.seed("planner"))
+    how = config.evaluate.model_copy(update={"episodes": s.planner_episodes})
+    return score_policy(run.agent(), planner, config.env, how, state.fleet).plain()
+
+
+def judging_planner(s: JudgeSettings, task: Task, temperature: float, seed: int) -> PlanningPolicy:
+    """Make the planner that judges M; ``temperature``: of the dreams that it plans in."""
+    plan = PlanSettings(
+        horizon=s.planner_horizon,
+        candidates=s.planner_candidates,
+        elites=max(2, s.planner_candidates // 8),
+        every=min(s.planner_every, s.planner_horizon),
+        temperature=temperature,
+    )
+    return PlanningPolicy(plan, task.spaces, task.reward, seed)
+
+
 def _memory(state: LoopState, run: LoadedRun) -> dict[str, Any] | None:
     replay = state.replay()
     others = replay.training[:: math.ceil(len(replay.training) / _MOST_EPISODES)]
-    latents = LatentCache(run.vision, state.store, state.device)
+    latents = LatentCache(run.vision, state.store, state.device, drawn=run.config.vision.drawn)
     held, rest = ([latents.read(index) for index in part] for part in (replay.held_out[-_MOST_EPISODES:], others))
     return model_errors(run.world, held, rest, state.seed("model errors")) if held and rest else None
 

@@ -61,6 +61,11 @@ class RunFolder:
         return self.root / "scores.json"
 
     @property
+    def diagnosis(self) -> Path:
+        """What ``wm-engine diagnose`` found, beside ``diagnosis.safetensors`` with the worst episodes."""
+        return self.root / "diagnosis.json"
+
+    @property
     def film(self) -> Path:
         return self.root / "controller.mp4"
 

@@ -127,11 +127,11 @@ class LoadedRun:
     def starts(self, count: int, seed: int = 0) -> Starts:
         """Choose ``count`` recorded states to dream from; see :func:`wm_engine.dream.starts.recorded_starts`."""
         store = RolloutStore.open(self.folder.rollouts, create=False)
-        latents = LatentCache(self.vision, store, torch.device("cpu"))
+        latents = LatentCache(self.vision, store, torch.device("cpu"), drawn=self.config.vision.drawn)
         replay = Replay(store, int(self.published["round"]), self.config.drive.holdout)
-        newest = replay.training[-self.config.controller.start_episodes :]
-        episodes = [latents.read(index) for index in newest]
-        return recorded_starts(self.world, episodes, count, self.config.controller.mid_fraction, seed)
+        s = self.config.controller
+        episodes = [latents.read(index) for index in replay.training[-s.start_episodes :]]
+        return recorded_starts(self.world, episodes, count, s.mid_fraction, seed, s.burn_in)
 
     def engine(self, **options: Any) -> DreamEngine:
         """Make an engine that dreams controllers of the published one's shape; ``options`` are DreamEngine's.

@@ -93,7 +93,7 @@ class LoopState:
         self.learner: Learner = learner_kind(config.controller.kind).build(
             config.controller, self.task, world, derive_seed(config.seed, "learner"), self.device
         )
-        self.latents = LatentCache(vision, self.store, self.device)
+        self.latents = LatentCache(vision, self.store, self.device, drawn=config.vision.drawn)
         self.place = Place()
         self._runners: Runners | None = None
         self._checkpoints = Checkpoints(folder.checkpoints)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from wm_engine.cluster import CrossoverRecipe, DreamRecipe, FleetEngine
 from wm_engine.data.replay import draw_frames
-from wm_engine.data.sequences import cut_windows
+from wm_engine.data.sequences import EncodedEpisode, cut_windows
 from wm_engine.data.store import EpisodeWriter
 from wm_engine.dream import DreamEngine
 from wm_engine.dream.engine import fastest_backend
@@ -212,7 +212,7 @@ def remember(state: LoopState) -> Iterator[None]:
         world.train()
         rng = np.random.default_rng([state.seed("sequences"), step])
         chosen = replay.draw(rng, s.sequences, s.recent, s.recent_episodes)
-        batch = cut_windows([state.latents.read(index) for index in chosen], s.sequence_length, rng).to(state.device)
+        batch = cut_windows([_as_learnt(state, index) for index in chosen], s.sequence_length, rng).to(state.device)
         value, scalars = world.loss(batch, keyed_generator(state.seed("memory"), step), s)
         state.memory.step(value, s.learning_rate_of(place.round), s.clip)
         place.memory_steps += 1
@@ -227,13 +227,30 @@ def remember(state: LoopState) -> Iterator[None]:
     yield
 
 
+def _as_learnt(state: LoopState, index: int) -> EncodedEpisode:
+    """Read an episode with the rewards that M is to learn."""
+    return replace(state.latents.read(index), rewards=torch.from_numpy(_learnt_rewards(state, index)))
+
+
+def _learnt_rewards(state: LoopState, index: int) -> np.ndarray:
+    """Return an episode's rewards float32 [T] as the settings let M learn them."""
+    s = state.config.memory
+    _, rewards = state.store.actions_and_rewards(index)
+    if s.priced_rewards and state.task.price is not None:
+        rewards = state.task.price(rewards, state.config.env.repeat)
+    if not s.end_rewards and state.store.info(index).terminated:
+        # The head then learns nothing of the end: what is usual stands in its place.
+        rewards = np.append(rewards[:-1], np.median(rewards)).astype(np.float32)
+    return np.clip(rewards, -s.reward_clip, s.reward_clip) if s.reward_clip else rewards
+
+
 def _reward_units(state: LoopState) -> tuple[float, float]:
     """The center and the scale that M learns rewards in: mean and deviation of the common ones.
 
     Neither their unit nor their offset nor a rare giant then decides what is learnt of the rest.
     """
     episodes = state.replay().training
-    rewards = np.concatenate([state.store.actions_and_rewards(index)[1] for index in episodes]).astype(np.float64)
+    rewards = np.concatenate([_learnt_rewards(state, index) for index in episodes]).astype(np.float64)
     low, high = np.quantile(rewards, _COMMON)
     common = np.clip(rewards, low, high)
     if common.std() == 0.0:  # rewards so rare that they lie beyond the quantiles
@@ -261,10 +278,11 @@ def make_problem(state: LoopState, real: Driving | None = None) -> Problem:
     s = state.config.controller
     rng = np.random.default_rng(state.seed("start episodes"))
     episodes = [state.latents.read(index) for index in state.replay().spread(rng, s.start_episodes)]
-    starts = recorded_starts(state.world, episodes, s.starts, s.mid_fraction, state.seed("starts"))
+    starts = recorded_starts(state.world, episodes, s.starts, s.mid_fraction, state.seed("starts"), s.burn_in)
     return Problem(
-        state.place.round, state.seed("learner"), state.world, starts, lambda spec: make_dreamer(state, spec), real
-    )
+        state.place.round, state.seed("learner"), state.world, starts,
+        lambda spec, world=None: make_dreamer(state, spec, world), real,
+    )  # fmt: skip
 
 
 class Driving:
@@ -355,12 +373,13 @@ def make_engine(
         raise MissingDependencyError(f"dream.backend: {error}") from error
 
 
-def make_dreamer(state: LoopState, spec: ControllerSpec) -> Dreamer:
-    """Make what dreams in this round: an engine here, or one on each of the cluster's workers.
+def make_dreamer(state: LoopState, spec: ControllerSpec, world: WorldModel | None = None) -> Dreamer:
+    """Make what dreams in this round, in M as it last finished learning or in ``world``: an engine here, or one on
+    each of the cluster's workers.
 
     RunMismatchError where "auto" comes to another backend than the run was begun with, which would give other bits.
     """
-    dreamer, place = _make_dreamer(state, spec), state.place
+    dreamer, place = _make_dreamer(state, spec, world or state.world), state.place
     if place.backend not in (None, dreamer.backend):
         raise RunMismatchError(
             f"dream.backend: this run has dreamt with {place.backend!r}, and would go on with {dreamer.backend!r}, "
@@ -370,14 +389,14 @@ def make_dreamer(state: LoopState, spec: ControllerSpec) -> Dreamer:
     return dreamer
 
 
-def _make_dreamer(state: LoopState, spec: ControllerSpec) -> Dreamer:
+def _make_dreamer(state: LoopState, spec: ControllerSpec, world: WorldModel) -> Dreamer:
     """An engine here, or one on each of the cluster's workers.
 
     A GPU's measured choice of kernels, from which bits follow, is kept in the run's folder.
     """
     path = state.folder.crossovers
     known: dict[str, int] = dict(read_json(path)) if path.exists() else {}
-    world, settings, fleet = state.world, state.config.dream, state.fleet
+    settings, fleet = state.config.dream, state.fleet
     if fleet is None:
         engine = make_engine(state, world, spec, known)
         _keep(state, known, engine.crossovers())

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from wm_engine.dream import DreamEngine, Starts
-from wm_engine.learn.evolve.fitness import DreamFitness, RealFitness
+from wm_engine.learn.base import Problem
+from wm_engine.learn.evolve.fitness import DreamFitness, RealFitness, ThinnedDreams
 from wm_engine.models.mdn_rnn import MDNRNN
 from wm_engine.policies.controller import Controllers, ControllerSpec
 from wm_engine.rng import derive_seed, episode_seeds
@@ -165,3 +166,30 @@ def test_a_candidate_that_gives_no_action_has_no_return() -> None:
 def test_impossible_real_episodes_are_refused(options: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RealFitness(Road(), SPEC, **options)
+
+
+def test_an_early_end_is_paid_what_the_setting_says(starts: Starts) -> None:
+    m = MDNRNN(latent=4, action=2, hidden=6, mixtures=3)
+    with torch.no_grad():
+        m.head.bias[-1] = 9.0  # every dream ends with its first step
+    ending = DreamEngine(m, SPEC, backend="torch")
+    plain, paid = (dream(ending, starts, end_reward=reward)(population(2), 0) for reward in (0.0, -100.0))  # type: ignore[arg-type]
+    assert torch.equal(paid, plain - 100.0)
+
+
+def test_thinned_dreams_share_out_masks_alike_among_candidates(engine: DreamEngine, starts: Starts) -> None:
+    torch.manual_seed(0)
+    m = MDNRNN(latent=4, action=2, hidden=6, mixtures=3).eval()
+
+    def make(spec: ControllerSpec, world: MDNRNN) -> DreamEngine:
+        return DreamEngine(world, spec, backend="torch")
+
+    problem = Problem(0, 0, m, starts, make)
+    thinned = ThinnedDreams(engine, problem, SPEC, 0.5, masks=2)
+    assert (thinned.backend, thinned.device) == (engine.backend, engine.device)
+    fitness = dream(thinned, starts, episodes=5)  # type: ignore[arg-type]
+    twins = fitness(population(1).repeat(3, 1), 0)
+    assert twins.shape == (3, 5)
+    assert torch.equal(twins, twins[:1].expand(3, 5))
+    assert torch.equal(fitness(population(1), 0), twins[:1])
+    assert not torch.equal(fitness(population(1), 1), twins[:1])

@@ -40,6 +40,28 @@ def as_gymnasium_draws(frames: np.ndarray) -> np.ndarray:
     return np.maximum(frames, _DARKER) - _DARKER
 
 
+# What an episode's rewards are made of: 0.1 lost a frame, and 1000 / N for each of its N tiles; N is not visible. Over
+# gymnasium's tracks 0 to 99 N was 242 to 350, and 1000 / N 2.86 to 4.13, 3.41 on average.
+_LOST_A_FRAME = 0.1
+_MEAN_PRICE = 3.41
+_LEAST_GAIN, _TWO_TILES = 2.0, 5.5
+
+
+def price_tiles(rewards: np.ndarray, action_repeat: int) -> np.ndarray:
+    """Price an episode's tiles at their mean over tracks: rewards float32 [T] to float32 [T].
+
+    The least gain of an episode's steps is the price of one tile, unless it could be that of two: then, and where
+    nothing was gained, rewards stay as they are; so does what the last step off the field lost.
+    """
+    gained = rewards + _LOST_A_FRAME * action_repeat
+    paid = gained > _LEAST_GAIN
+    price = gained[paid].min(initial=_TWO_TILES)
+    if price >= _TWO_TILES:
+        return rewards
+    tiles = np.round(gained / price)
+    return np.where(paid, rewards + tiles * (_MEAN_PRICE - price), rewards).astype(np.float32)
+
+
 task = Task(
     name="car_racing",
     env_id="CarRacing-v3",
@@ -52,5 +74,6 @@ task = Task(
     squash=("tanh", "sigmoid", "relu_tanh"),
     solved=900.0,
     explore=drive_at_random,
+    price=price_tiles,
     align=as_gymnasium_draws,
 )

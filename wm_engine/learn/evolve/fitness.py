@@ -6,15 +6,15 @@ that their order reflects the candidates; every generation draws fresh ones, so 
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from wm_engine.checks import check_int
-from wm_engine.dream.types import Starts
-from wm_engine.learn.base import Dreamer, RealWorld
+from wm_engine.dream.types import DreamOutput, Starts
+from wm_engine.learn.base import Dreamer, Problem, RealWorld
 from wm_engine.learn.evolve.racing import Race, race_rounds
 from wm_engine.policies.controller import Controllers, ControllerSpec
 from wm_engine.rng import derive_seed, episode_seeds
@@ -54,6 +54,7 @@ class DreamFitness:
     race : episodes that all candidates dream before those whose place is clear stop
         (:mod:`wm_engine.learn.evolve.racing`); what they did not dream is filled in. Round r dreams with
         ``derive_seed(seed, "dream", g, "round", r)``. At least 2 and less than ``episodes``; 0: all dream all episodes
+    end_reward : added where a dream ends before its last step; an end at the last one is not told from a limit
     """
 
     unit = "dream_steps"
@@ -70,11 +71,12 @@ class DreamFitness:
         done: str = "threshold",
         seed: int = 0,
         race: int = 0,
+        end_reward: float = 0.0,
     ) -> None:
         self._rounds = race_rounds(episodes, race) if race else []
         self._engine, self._starts = engine, starts
         self._episodes, self._max_steps, self._seed = episodes, max_steps, seed
-        self._temperature, self._reward, self._done = temperature, reward, done
+        self._temperature, self._reward, self._done, self._end_reward = temperature, reward, done, end_reward
         self.steps = 0
         self.dreamt: Tensor | None = None
 
@@ -113,17 +115,42 @@ class DreamFitness:
             done=self._done,
         )
         self.steps += int(output.lengths.sum())
-        return output.returns.float().cpu()
+        returns = output.returns.float().cpu()
+        return returns + self._end_reward * (output.lengths.cpu() < self._max_steps) if self._end_reward else returns
 
     def _starts_of(self, episodes: int, seed: int) -> Starts:
         # Episode e takes starts[e mod N]: without a draw, every generation would see the first E states only.
         generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(self._starts), generator=generator)[:episodes]
+        return self._starts[torch.randperm(len(self._starts), generator=generator)[:episodes]]
 
-        def rows(state: Tensor | None) -> Tensor | None:
-            return None if state is None else state[chosen.to(state.device)]
 
-        return Starts(self._starts.z[chosen.to(self._starts.z.device)], rows(self._starts.h), rows(self._starts.c))
+class ThinnedDreams:
+    """Dreams in M with dropout, one mask a dream (Gal & Ghahramani 2016; :meth:`WorldModel.thinned`).
+
+    A call draws ``masks`` masks by its seed and shares its episodes out among them: episode e dreams in mask
+    ``e * masks // episodes``, whichever the candidate.
+
+    dreamer : dreams in M without a mask; it lends its backend and its device
+    problem : has M, and makes a dreamer of every thinned one
+    spec : the controllers' shape
+    rate : of the dropout
+    """
+
+    def __init__(self, dreamer: Dreamer, problem: Problem, spec: ControllerSpec, rate: float, masks: int) -> None:
+        self.backend, self.device = dreamer.backend, dreamer.device
+        self._problem, self._spec, self._rate, self._masks = problem, spec, rate, masks
+
+    def rollout(self, params: Tensor, starts: Starts, *, episodes: int, seed: int, **options: Any) -> DreamOutput:
+        """See :meth:`wm_engine.dream.engine.DreamEngine.rollout`."""
+        parts = []
+        every = torch.arange(episodes) % len(starts)
+        for number, share in enumerate(every.chunk(min(self._masks, episodes))):
+            key = derive_seed(seed, "mask", number)
+            world = self._problem.world.thinned(self._rate, torch.Generator().manual_seed(key))
+            dreamer = self._problem.dreamer(self._spec, world)
+            parts.append(dreamer.rollout(params, starts[share], episodes=len(share), seed=key, **options))
+        returns, lengths = (torch.cat([getattr(part, name) for part in parts], 1) for name in ("returns", "lengths"))
+        return DreamOutput(returns, lengths, torch.stack([part.failed for part in parts]).any(0))
 
 
 class RealFitness:
