@@ -109,7 +109,7 @@ def how_scored(published: Mapping[str, Any], episodes: int | None) -> str:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadedRun:
     """A run, read: its published models, and states to dream from.
 
@@ -124,14 +124,23 @@ class LoadedRun:
     world: WorldModel
     controller: Policy
 
-    def starts(self, count: int, seed: int = 0) -> Starts:
-        """Choose ``count`` recorded states to dream from; see :func:`wm_engine.dream.starts.recorded_starts`."""
+    def __repr__(self) -> str:
+        return f"LoadedRun({str(self.folder.root)!r})"
+
+    def starts(self, count: int, seed: int = 0, mid_fraction: float | None = None) -> Starts:
+        """Choose ``count`` recorded states to dream from; see :func:`wm_engine.dream.starts.recorded_starts`.
+
+        They are of the newest episodes, as many as a round's starts are taken from, or ``count`` where that is fewer: V
+        encodes them, which may take seconds. ``mid_fraction``: share of the states from the middle of episodes; None:
+        the run's.
+        """
         store = RolloutStore.open(self.folder.rollouts, create=False)
         latents = LatentCache(self.vision, store, torch.device("cpu"))
         replay = Replay(store, int(self.published["round"]), self.config.drive.holdout)
-        newest = replay.training[-self.config.controller.start_episodes :]
+        newest = replay.training[-min(count, self.config.controller.start_episodes) :]
         episodes = [latents.read(index) for index in newest]
-        return recorded_starts(self.world, episodes, count, self.config.controller.mid_fraction, seed)
+        middle = self.config.controller.mid_fraction if mid_fraction is None else mid_fraction
+        return recorded_starts(self.world, episodes, count, middle, seed)
 
     def engine(self, **options: Any) -> DreamEngine:
         """Make an engine that dreams controllers of the published one's shape; ``options`` are DreamEngine's.
