@@ -235,7 +235,7 @@ def test_bad_arguments_are_refused_in_words():
     ]:
         with pytest.raises(error, match=message):
             wm.DreamVectorEnv(**make | changes)
-    with pytest.raises(TypeError, match="a dream takes observation, starts, .*, but was given tau"):
+    with pytest.raises(TypeError, match=r"a dream takes observation, starts, .*, but was given tau"):
         gymnasium.make("wm_engine/Dream-v0", tau=1.0, **make)
     env = wm.DreamVectorEnv(num_envs=2, autoreset_mode="DISABLED", **make)
     with pytest.raises(gymnasium.error.ResetNeeded, match="call reset before step"):

@@ -105,6 +105,7 @@ class DreamVectorEnv(VectorEnv):
         task, own = config.env.found(), config.controller.dream_rules(int(self.run.published["round"]))
         steps = own.steps or -(-config.env.frame_limit // config.env.repeat)
         self.horizon = steps if horizon is None else check_int("horizon", horizon, least=1)
+        self.temperature = own.temperature if temperature is None else temperature
         self._world, self._vision = self.run.world, self.run.vision
         self.engine = _engine(
             self.run,
@@ -120,7 +121,7 @@ class DreamVectorEnv(VectorEnv):
         self._lanes = self.engine.lanes(
             self.starts,
             self.num_envs,
-            temperature=own.temperature if temperature is None else temperature,
+            temperature=self.temperature,
             reward=task.reward if reward == "task" else reward,
             done=own.done if done is None else check_choice("done", done, DONES),
         )
