@@ -15,6 +15,7 @@ from wm_engine.core import core
 from wm_engine.dream import BACKENDS, DreamOutput
 from wm_engine.dream.cpp_backend import CppBackend
 from wm_engine.dream.torch_backend import DTYPES
+from wm_engine.models.ensemble import Ensemble
 
 MODULE, REASON = core()
 needs_core = pytest.mark.skipif(MODULE is None, reason=REASON)
@@ -205,3 +206,22 @@ def test_the_core_checks_what_it_is_handed():
             dream.step(**good | {name: value})
     with pytest.raises(ValueError, match="as many lanes for each of the 3 controllers, but held 2"):
         dream.act(params=np.zeros((3, World().spec.num_params), np.float32), **state)
+
+
+@needs_core
+@pytest.mark.parametrize("backend", ["cpp", "torch"])
+def test_so_do_those_of_ensembles_and_of_residual_models(backend):
+    world, other = (World(sizes=SIZES, starts=3, residual=True) for _ in range(2))
+    other.m.state_dict()["head.bias"] += 0.3
+    m = Ensemble([world.m, other.m])
+    world.starts = Starts(world.starts.z, *(torch.cat([part, -part], 1) for part in (world.starts.h, world.starts.c)))
+    engine = DreamEngine(m, world.spec, backend=backend)
+    want = engine.rollout(world.params[:1], world.starts, episodes=17, max_steps=STEPS, record=True)
+    lanes = engine.lanes(world.starts, 17)
+    for step in range(STEPS):
+        before = lanes.state.z.clone()
+        features = m.features(lanes.state, "zh").unsqueeze(0)
+        lanes.step(engine.act(world.params[:1], features)[0])
+        live = want.lengths[0] > step
+        assert torch.equal(lanes.state.z[live], want.z[step, 0, live])
+        assert not torch.equal(lanes.state.z, before)

@@ -21,16 +21,17 @@ class DreamLanes:
 
     Lane i dreams episodes i, i + B, i + 2B, ... of the seed, each from ``starts[episode mod N]``. Under the actions
     that ``engine.act`` computes, the first k dreams of all lanes are those of ``engine.rollout(params, starts,
-    episodes=k·B)``, to the bit (docs/dream-environment.md says where torch's products are an exception). Episodes are counted modulo 2**32.
+    episodes=k·B)``, to the bit (docs/dream-environment.md says where torch's products are an exception). Episodes are
+    counted modulo 2**32.
 
     episode : int64 [B], the present ones; steps : int64 [B], taken in them
     """
 
     def __init__(
-        self, backend: LaneBackend, device: torch.device, hidden: int, starts: Starts, plan: RolloutPlan
+        self, backend: LaneBackend, device: torch.device, state_size: int, starts: Starts, plan: RolloutPlan
     ) -> None:
         self._backend, self._plan = backend, plan
-        self._begin = starts.to(device, backend.dtype, hidden)
+        self._begin = starts.to(device, backend.dtype, state_size)
         self._state = WorldState(*(value.new_empty(plan.episodes, value.shape[1]) for value in self._begin))
         self.restart(plan.seed)
 
@@ -39,8 +40,8 @@ class DreamLanes:
 
     @property
     def state(self) -> WorldState:
-        """z [B, Z], h and c [B, H] as they are now: the lanes' own memory, which the next step changes."""
-        return self._state
+        """z [B, Z], h and c [B, S] as they are now: the lanes' own memory, which the next step changes."""
+        return replace(self._state, episode=torch.from_numpy(self.episode).to(self._state.z.device))
 
     def restart(self, seed: int) -> None:
         """Begin all lanes with the first episodes of a seed in [0, 2**64)."""

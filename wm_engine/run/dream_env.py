@@ -221,6 +221,7 @@ class DreamVectorEnv(VectorEnv):
         decoded = as_seen(self._vision.decode(self._latents()), isinstance(self._shown, Pixels))
         return np.asarray(decoded, dtype=self._shown.dtype)
 
+    @torch.inference_mode()
     def _latents(self) -> torch.Tensor:
         """What V decodes of each dream, float32 [B, Z]."""
         latents = self._world.decode(self._lanes.state.float()).cpu().numpy()

@@ -18,14 +18,15 @@ from wm_engine.files import Checkpoints
 from wm_engine.fleet import Fleet
 from wm_engine.learn.base import Learner, learner_kind
 from wm_engine.machine import choose_precision
-from wm_engine.models.base import WorldModel, vision_kind, world_model_kind
+from wm_engine.models.base import WorldModel, vision_kind
+from wm_engine.models.ensemble import build_world_model
 from wm_engine.models.latents import LatentCache
 from wm_engine.models.trainer import Trainer
 from wm_engine.real.agent import Agent
 from wm_engine.real.driving import Runners
 from wm_engine.recorder import Recorder
 from wm_engine.rng import RNG_VERSION, derive_seed
-from wm_engine.run.config import Config, device_of, differences
+from wm_engine.run.config import Config, device_of, differences, make_config
 from wm_engine.run.folder import RunFolder
 
 _log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ class LoopState:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, "models"))
             vision = vision_kind(config.vision.kind).build(spaces.observations, config.vision)
-            world = world_model_kind(config.memory.kind).build(vision.latent, spaces, config.memory)
+            world = build_world_model(vision.latent, spaces, config.memory)
         check_world(world, vision.latent, spaces.actions.size, str(config.memory.kind))
         self.vision = Trainer("vision", vision.to(self.device))
         self.memory = Trainer("memory", world.to(self.device))
@@ -180,7 +181,7 @@ class LoopState:
 
         RunMismatchError where something does, unless ``keep``; it is logged then.
         """
-        changes = differences(begun_with, json.loads(json.dumps(self.config.identity())))
+        changes = differences(_as_of_now(begun_with), json.loads(json.dumps(self.config.identity())))
         if changes and not keep:
             raise RunMismatchError(
                 f"{self.folder.root}: was begun with other settings:\n  " + "\n  ".join(changes) + "\nChoose another "
@@ -205,6 +206,14 @@ class LoopState:
         except (KeyError, TypeError, RuntimeError) as error:
             raise CorruptFileError(f"{self.folder.checkpoints}: a checkpoint is not whole ({error})") from error
         self._saved_vision = self.place.vision_steps
+
+
+def _as_of_now(begun_with: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a run's settings with the defaults of those that have come since it was begun."""
+    try:
+        return json.loads(json.dumps(make_config(begun_with).identity()))
+    except ConfigError:  # some of them are gone, which is a difference
+        return begun_with
 
 
 def _number(checkpoints: Checkpoints) -> int:

@@ -211,7 +211,7 @@ def remember(state: LoopState) -> Iterator[None]:
     for step in range(place.done, steps):
         world.train()
         rng = np.random.default_rng([state.seed("sequences"), step])
-        chosen = replay.draw(rng, s.batch_size, s.recent, s.recent_episodes)
+        chosen = replay.draw(rng, s.sequences, s.recent, s.recent_episodes)
         batch = cut_windows([state.latents.read(index) for index in chosen], s.sequence_length, rng).to(state.device)
         value, scalars = world.loss(batch, keyed_generator(state.seed("memory"), step), s)
         state.memory.step(value, s.learning_rate_of(place.round), s.clip)
