@@ -198,6 +198,16 @@ class Dream {
     return out;
   }
 
+  py::tuple step(const py::object& z, const py::object& h, const py::object& c, const py::object& actions,
+                 const py::object& episode, const py::object& step, double temperature, uint64_t seed,
+                 const std::string& reward, const std::string& done, int64_t num_threads) const {
+    return wm::step_lanes(*engine_, z, h, c, actions, episode, step, temperature, seed, reward, done, num_threads);
+  }
+  py::array_t<float> act(const py::object& params, const py::object& z, const py::object& h, const py::object& c,
+                         int64_t num_threads) const {
+    return wm::act_on_lanes(*engine_, params, z, h, c, num_threads);
+  }
+
   std::string isa() const { return engine_->level().name; }
   std::string precision() const { return precision_; }
   int64_t packed_bytes() const { return engine_->packed_bytes(); }
@@ -316,6 +326,12 @@ PYBIND11_MODULE(_C, module) {
            "Dream params [P, D], or actions [P, max_steps, A] in their place, from starts z [N, Z], h, c [N, H]: a dict of "
            "returns [P, E], lengths [P, E], failed [P], work (row_steps, rows_in_flight, scratch_bytes: wm::Work in "
            "dream.h) and, recorded, z [T, P, E, Z], actions [T, P, E, A], rewards [T, P, E].")
+      .def("step", &Dream::step, py::kw_only(), py::arg("z"), py::arg("h"), py::arg("c"), py::arg("actions"),
+           py::arg("episode"), py::arg("step"), py::arg("temperature") = 1.0, py::arg("seed") = 0,
+           py::arg("reward") = "predicted", py::arg("done") = "threshold", py::arg("num_threads") = 1,
+           "Take lanes one step further, z [B, Z], h and c [B, H] in place: (reward [B], ended [B], failed [B]).")
+      .def("act", &Dream::act, py::kw_only(), py::arg("params"), py::arg("z"), py::arg("h"), py::arg("c"),
+           py::arg("num_threads") = 1, "The actions [B, A] of controllers params [P, D], each on B / P of the lanes.")
       .def_property_readonly("isa", &Dream::isa)
       .def_property_readonly("precision", &Dream::precision)
       .def_property_readonly("packed_bytes", &Dream::packed_bytes);

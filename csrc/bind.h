@@ -39,6 +39,19 @@ T choice(const char* name, const std::string& value, const std::vector<std::pair
   throw pybind11::value_error(std::string(name) + " must be one of " + names + ", but was '" + value + "'");
 }
 
+class Engine;
+
+// A step of lanes, in place: z [B, Z], h, c [B, H] under actions [B, A], with words episode and step uint32 [B]. Returns
+// (reward float32 [B], ended bool [B], failed bool [B]).
+pybind11::tuple step_lanes(const Engine& engine, const pybind11::object& z, const pybind11::object& h,
+                           const pybind11::object& c, const pybind11::object& actions, const pybind11::object& episode,
+                           const pybind11::object& step, double temperature, uint64_t seed, const std::string& reward,
+                           const std::string& done, int64_t num_threads);
+
+// The actions [B, A] of controllers params [P, D], each on B / P of the lanes z [B, Z], h, c [B, H], in order.
+pybind11::array_t<float> act_on_lanes(const Engine& engine, const pybind11::object& params, const pybind11::object& z,
+                                      const pybind11::object& h, const pybind11::object& c, int64_t num_threads);
+
 // Adds the mixture's operations to the module.
 void bind_mdn(pybind11::module_& module);
 

@@ -52,6 +52,10 @@ class Engine {
   // Dreams every lane of the plan.
   Work rollout(const Plan& plan, int threads, const std::function<bool()>& interrupted) const;
 
+  // Takes lanes one step further, or lets controllers act on them (dream_lanes.cpp). Of the plan's candidates, of which
+  // there are none in a step, each has an equal share of the lanes, in order.
+  void lanes(LaneTask task, const Plan& plan, const Lanes& lanes, int threads) const;
+
  private:
   // How the rows of a packed matrix are kept.
   struct Form {

@@ -20,6 +20,22 @@
 
 namespace {
 
+// All of a step but its first phase and its last: from the actions that stand in the states to the next states.
+template <class Mode>
+inline void advance(Tile<Mode>& tile, int64_t live, Stopwatch& watch) {
+  advance_lstm(tile, live);
+  watch.lap(wm::Phase::gates, live);
+  predict_reward_and_end(tile, live);
+  watch.lap(wm::Phase::reward_and_end, live);
+  draw_noise(tile, live);
+  watch.lap(wm::Phase::noise, live);
+  if (tile.model.per_dim)
+    draw_per_dim(tile, live, watch);
+  else
+    draw_shared(tile, live, watch);
+  tile.next_becomes_now();
+}
+
 template <class Mode>
 inline void dream(Tile<Mode>& tile, const Hooks& hooks, int64_t rows) {
   number_blocks(tile);
@@ -32,17 +48,7 @@ inline void dream(Tile<Mode>& tile, const Hooks& hooks, int64_t rows) {
     row_steps += round_up(rows_now, kTogether);
     act(tile, live);
     watch.lap(wm::Phase::controller, rows_now);
-    advance_lstm(tile, live);
-    watch.lap(wm::Phase::gates, rows_now);
-    predict_reward_and_end(tile, live);
-    watch.lap(wm::Phase::reward_and_end, rows_now);
-    draw_noise(tile, live);
-    watch.lap(wm::Phase::noise, rows_now);
-    if (tile.model.per_dim)
-      draw_per_dim(tile, live, watch);
-    else
-      draw_shared(tile, live, watch);
-    tile.next_becomes_now();
+    advance(tile, live, watch);
     live = finish_and_refill(tile, hooks, live);
     watch.lap(wm::Phase::ends, rows_now);
   }

@@ -2,6 +2,7 @@
 // with -DWM_SANITIZE=address,undefined and with -DWM_SANITIZE=thread, .ci/arm for another processor, and both run it.
 // Exit status 1 where one thread and several disagree, where a rollout was left out, where a step allocates memory, or
 // where a level's random words, elementary functions or the first steps of its dreams are not what they should be.
+#include <algorithm>
 #include <atomic>
 #include <cfloat>
 #include <cmath>
@@ -10,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <new>
 #include <random>
 #include <vector>
@@ -86,6 +88,45 @@ std::vector<float> two_steps(const wm::Engine& engine, wm::Plan plan) {
   return out;
 }
 
+// Whether lanes that are stepped from outside, their controllers acting too, take the first step of a rollout's episodes.
+bool steps_as_rollouts_do(const wm::Engine& engine, wm::Plan plan, int threads) {
+  const int64_t Z = engine.model().latent, A = engine.model().action, H = engine.model().hidden, E = plan.episodes;
+  const auto room = [E](int64_t n) { return std::vector<float>(static_cast<size_t>(E * n)); };
+  std::vector<float> z = room(Z), h = room(H), c = room(H), actions = room(A), reward = room(1);
+  std::vector<float> want_z = room(Z), want_actions = room(A), want_reward = room(1), returns = room(1);
+  std::vector<int32_t> lengths(static_cast<size_t>(E));
+  std::vector<uint32_t> episode(static_cast<size_t>(E)), step(static_cast<size_t>(E));
+  const auto flags = std::make_unique<bool[]>(static_cast<size_t>(2 * E));
+  plan.candidates = plan.steps = plan.episode_stride = 1;
+  plan.first_episode = 0;
+  plan.given = nullptr;
+  plan.common_random_numbers = true;
+  plan.zs = want_z.data();
+  plan.actions = want_actions.data();
+  plan.rewards = want_reward.data();
+  plan.returns = returns.data();
+  plan.lengths = lengths.data();
+  engine.rollout(plan, threads, [] { return false; });
+  for (int64_t e = 0; e < E; ++e) {
+    const int64_t start = e % plan.starts;
+    std::copy_n(plan.z + start * Z, Z, z.data() + e * Z);
+    if (plan.h) std::copy_n(plan.h + start * H, H, h.data() + e * H);
+    if (plan.c) std::copy_n(plan.c + start * H, H, c.data() + e * H);
+    episode[static_cast<size_t>(e)] = static_cast<uint32_t>(e);
+  }
+  const wm::Lanes lanes{E, z.data(), h.data(), c.data(), actions.data(), episode.data(), step.data(), reward.data(),
+                        flags.get(), flags.get() + E};
+  engine.lanes(wm::LaneTask::act, plan, lanes, threads);
+  engine.lanes(wm::LaneTask::step, plan, lanes, threads);
+  for (int64_t e = 0; e < E; ++e)  // a failed one's numbers are any
+    if (!std::isnan(returns[static_cast<size_t>(e)]) &&
+        (std::memcmp(&z[static_cast<size_t>(e * Z)], &want_z[static_cast<size_t>(e * Z)],
+                     static_cast<size_t>(Z) * sizeof(float)) != 0 ||
+         reward[static_cast<size_t>(e)] != want_reward[static_cast<size_t>(e)]))
+      return false;
+  return true;
+}
+
 // One random model and plan on one level; false if its results are wrong.
 bool dream(const wm::Level& level, wm::Precision precision) {
   wm::Weights w{};
@@ -150,6 +191,11 @@ bool dream(const wm::Level& level, wm::Precision precision) {
       if (length < 1 || length > plan.steps) return false;
     if (first.empty()) first = returns;
     if (std::memcmp(first.data(), returns.data(), lanes * sizeof(float)) != 0) return false;
+  }
+  for (int threads : {1, 4}) {
+    wm::Plan many = plan;
+    many.episodes = 1 + below(200);
+    if (!steps_as_rollouts_do(engine, many, threads)) return false;
   }
   const wm::Engine plain(w, feature, squash, units, precision, wm::level_scalar);
   if (!agree(two_steps(engine, plan), two_steps(plain, plan), precision)) return false;

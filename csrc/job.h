@@ -123,6 +123,17 @@ struct Heads {
 };
 enum class HeadTask : int { nll, gradients, draw };
 
+// Lanes apart from any rollout (dream_lanes.h), row by row: the dream as an environment that is stepped from outside.
+struct Lanes {
+  int64_t count;                   // B
+  float *z, *h, *c;                // [B, Z], [B, H], [B, H]: before a step, and after it
+  float* actions;                  // [B, A]: a step takes them, the controllers make them
+  const uint32_t *episode, *step;  // [B]: words of the random-number contract
+  float* reward;                   // [B]
+  bool *ended, *failed;            // [B]
+};
+enum class LaneTask : int { act, step };
+
 enum class Function : int { exp, log, tanh, sigmoid, cos_turn, sin_turn };
 
 // As peak.h has them: multiply-adds on registers alone, and how many flops they were.
@@ -141,6 +152,9 @@ struct Level {
   void (*philox)(const uint32_t* counters, uint32_t key0, uint32_t key1, uint32_t* words, int64_t n);
   size_t (*heads_scratch)(const Heads& heads);
   void (*heads)(HeadTask task, const Heads& heads, void* scratch, int64_t first, int64_t end);  // rows first .. end - 1
+  // Lanes first .. end - 1, at most `rows` of them at a time, in scratch as a rollout has it.
+  void (*lanes)(LaneTask task, const Job& job, const Lanes& lanes, void* scratch, int64_t rows, int64_t first,
+                int64_t end);
 };
 
 // Those that the compiler could make are defined (CMakeLists.txt).

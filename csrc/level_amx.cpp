@@ -4,6 +4,7 @@
 
 #include "amx_body.h"
 #include "dream_body.h"
+#include "dream_lanes.h"
 #include "mdn_body.h"
 #include "peak.h"
 #include "probes.h"
@@ -11,5 +12,5 @@
 namespace wm {
 extern const Level level_amx = {
     "amx", kWidth, kRows, kTile, true, true, peak_avx512_f32, peak_amx_bf16, peak_amx_int8,
-    scratch_bytes, rollout, map, philox_words, heads_scratch, run_heads};
+    scratch_bytes, rollout, map, philox_words, heads_scratch, run_heads, run_lanes};
 }

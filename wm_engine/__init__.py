@@ -4,13 +4,16 @@
 ``Starts``, and ``evolve`` trains them. ``load_run`` reads what a run has published.
 
 Names are imported when they are first asked for: the command line has something to say to OpenMP before torch, which
-reads it once, is loaded (:mod:`wm_engine.main`).
+reads it once, is loaded (:mod:`wm_engine.main`). ``gymnasium.make("wm_engine/Dream-v0", run=...)`` makes an environment
+of a run's dream.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+import gymnasium
 
 if TYPE_CHECKING:
     from wm_engine.dream import DreamEngine, DreamOutput, Starts
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from wm_engine.models.mdn_rnn import MDNRNN
     from wm_engine.policies.controller import ControllerSpec
     from wm_engine.rng import RNG_VERSION
+    from wm_engine.run.dream_env import DreamEnv, DreamVectorEnv
     from wm_engine.run.published import load_run
 
 __version__ = "0.2.0"
@@ -28,7 +32,9 @@ __all__ = [
     "RNG_VERSION",
     "ControllerSpec",
     "DreamEngine",
+    "DreamEnv",
     "DreamOutput",
+    "DreamVectorEnv",
     "Starts",
     "WorldModel",
     "__version__",
@@ -45,8 +51,17 @@ _HOMES = {
     "MDNRNN": "wm_engine.models.mdn_rnn",
     "ControllerSpec": "wm_engine.policies.controller",
     "RNG_VERSION": "wm_engine.rng",
+    "DreamEnv": "wm_engine.run.dream_env",
+    "DreamVectorEnv": "wm_engine.run.dream_env",
     "load_run": "wm_engine.run.published",
 }
+
+if "wm_engine/Dream-v0" not in gymnasium.registry:  # it is there already where this module is loaded anew
+    gymnasium.register(
+        "wm_engine/Dream-v0",
+        entry_point="wm_engine.run.dream_env:DreamEnv",
+        vector_entry_point="wm_engine.run.dream_env:DreamVectorEnv",
+    )
 
 
 def __getattr__(name: str) -> Any:

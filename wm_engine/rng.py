@@ -88,6 +88,15 @@ def step_counters(blocks: Tensor, step: int, episodes: Tensor, candidates: Tenso
     return torch.stack([word.expand(shape) for word in words], dim=-1)
 
 
+def lane_words(seed: int, steps: Tensor, episodes: Tensor, blocks: int) -> Tensor:
+    """Return the words of one step of B lanes, each at a step and of an episode of its own, int64 [B]; the candidate's
+    word is 0: int64 [B, blocks, 4]."""
+    shape = (len(steps), blocks)
+    block = torch.arange(blocks, device=steps.device).expand(shape)
+    words = (block, steps.unsqueeze(1).expand(shape), episodes.unsqueeze(1).expand(shape), torch.zeros_like(block))
+    return philox_torch(torch.stack(words, dim=-1), seed)
+
+
 class StepWords:
     """The random words that the steps of a dream draw, for a block of rollouts on one device.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wm_engine.core import core
-from wm_engine.dream.types import DreamOutput, RolloutPlan, Starts
+from wm_engine.dream.types import DreamOutput, LaneStep, RolloutPlan, Starts
 from wm_engine.machine import available_cpus
 from wm_engine.models.mdn_rnn import MDNRNN
 from wm_engine.policies.controller import ControllerSpec
@@ -32,6 +32,7 @@ class CppBackend:
     """
 
     PRECISIONS: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "int8")
+    dtype = torch.float32
 
     def __init__(
         self, m: MDNRNN, c: ControllerSpec, device: torch.device, precision: str, num_threads: int | None = None
@@ -40,6 +41,7 @@ class CppBackend:
         if module is None:
             raise RuntimeError(reason)
         self._num_threads = available_cpus() if num_threads is None else num_threads
+        self._latent, self._hidden = m.latent, m.hidden
         weights = {name.rpartition(".")[2].removesuffix("_l0"): _array(w) for name, w in m.lstm.state_dict().items()}
         self._dream = module.Dream(
             latent=m.latent,
@@ -99,6 +101,44 @@ class CppBackend:
         )
         del out["work"]
         return DreamOutput(**{name: torch.from_numpy(value) for name, value in out.items()})
+
+    def step(
+        self,
+        z: Tensor,
+        h: Tensor,
+        c: Tensor,
+        actions: Tensor,
+        episode: np.ndarray,
+        step: np.ndarray,
+        plan: RolloutPlan,
+    ) -> LaneStep:
+        """See :class:`wm_engine.dream.types.LaneBackend`."""
+        out = self._dream.step(
+            z=z.numpy(),
+            h=h.numpy(),
+            c=c.numpy(),
+            actions=_array(actions),
+            episode=episode,
+            step=step,
+            temperature=plan.temperature,
+            seed=plan.seed,
+            reward=plan.reward,
+            done=plan.done,
+            num_threads=self._num_threads,
+        )
+        return LaneStep(*map(torch.from_numpy, out))
+
+    def act(self, params: Tensor, features: Tensor) -> Tensor:
+        """See :class:`wm_engine.dream.types.LaneBackend`."""
+        rows = _array(features.flatten(0, 1))
+        z, h, c = (np.zeros((len(rows), n), np.float32) for n in (self._latent, self._hidden, self._hidden))
+        first = 0
+        for part in (z, h, c):
+            seen = rows[:, first : first + part.shape[1]]
+            part[:, : seen.shape[1]] = seen
+            first += part.shape[1]
+        actions = self._dream.act(params=_array(params), z=z, h=h, c=c, num_threads=self._num_threads)
+        return torch.from_numpy(actions).unflatten(0, features.shape[:2])
 
     def release(self) -> None:
         """See :class:`wm_engine.dream.types.Backend`: nothing is kept."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -28,9 +28,10 @@ from wm_engine.checks import (
 from wm_engine.dream import triton_backend
 from wm_engine.dream.cpp_backend import CppBackend
 from wm_engine.dream.ensemble_backend import EnsembleBackend
+from wm_engine.dream.lanes import DreamLanes
 from wm_engine.dream.torch_backend import DTYPES, TorchBackend
 from wm_engine.dream.triton_backend import TritonBackend
-from wm_engine.dream.types import Backend, DreamOutput, RolloutPlan, Starts, checked_controls, join
+from wm_engine.dream.types import Backend, DreamOutput, LaneBackend, RolloutPlan, Starts, checked_controls, join
 from wm_engine.errors import DeviceLimitError, DeviceMemoryError
 from wm_engine.fleet import shards
 from wm_engine.models.base import WorldModel
@@ -51,6 +52,7 @@ class BackendEntry:
     by_name : devices where it runs too, but only where it is asked for by name
     refuses : why it cannot dream this memory and controller, or None
     unfit : why it cannot use this device, of a kind that it runs on, or None
+    steps_lanes : whether it takes dreams a step at a time too (:meth:`DreamEngine.lanes`)
     """
 
     name: str
@@ -61,6 +63,7 @@ class BackendEntry:
     by_name: tuple[str, ...] = ()
     refuses: Callable[[WorldModel, ControllerSpec], str | None] = lambda m, c: None
     unfit: Callable[[torch.device], str | None] = lambda device: None
+    steps_lanes: bool = True
 
 
 def _cpp_missing() -> str | None:
@@ -91,6 +94,7 @@ BACKENDS = (
         by_name=("cpu",),
         refuses=_beyond_triton,
         unfit=kernels.unfit,
+        steps_lanes=False,
     ),
     BackendEntry("torch", ("cpu", "cuda", "mps"), tuple(DTYPES), lambda: None, TorchBackend),
 )
@@ -237,11 +241,7 @@ class DreamEngine:
         a backend that was asked for by name do not fit the device. ``auto`` then takes the next backend, for good.
         """
         controls = checked_controls(self.controller, params, actions)
-        starts = check_type("starts", starts, Starts)
-        check_tensor("starts.z", starts.z, ["N", self.controller.latent])
-        for name in ("h", "c"):
-            if getattr(starts, name) is not None and self._state_size:
-                check_tensor(f"starts.{name}", getattr(starts, name), [len(starts), self._state_size])
+        starts = self._checked_starts(starts)
         max_steps = check_int("max_steps", max_steps, least=1)
         if actions is not None:
             max_steps = min(max_steps, controls.shape[1])
@@ -269,6 +269,60 @@ class DreamEngine:
         if plan.max_steps > _MOST_STEPS:
             raise ValueError(f"max_steps must be at most {_MOST_STEPS}, but was {plan.max_steps}")
         return self._dream(controls.detach(), starts, plan)
+
+    def lanes(
+        self,
+        starts: Starts,
+        count: int,
+        *,
+        temperature: float = 1.0,
+        seed: int = 0,
+        reward: str = "predicted",
+        done: str = "threshold",
+    ) -> DreamLanes:
+        """Begin ``count`` dreams that are taken a step at a time, by actions from outside.
+
+        The other arguments are :meth:`rollout`'s. Raises what it raises, and ValueError for the triton backend, which
+        dreams whole rollouts alone, and for several devices.
+        """
+        starts = self._checked_starts(starts)
+        plan = RolloutPlan(
+            episodes=check_int("count", count, least=1),
+            max_steps=1,
+            temperature=check_float("temperature", temperature, least=0.0, most=FLOAT32_MAX),
+            seed=check_int("seed", seed, least=0),
+            reward=check_choice("reward", reward, REWARDS),
+            done=check_choice("done", done, DONES),
+        )
+        return DreamLanes(self._lane_backend(), self.device, self._state_size, starts, plan)
+
+    def act(self, params: Tensor, features: Tensor) -> Tensor:
+        """Return what controllers do: the actions of a rollout, to the bit.
+
+        ``params`` [P, D] and ``features`` [P, E, F], E rows for each of them; actions [P, E, A] on the engine's device,
+        float32 (float64 where that is the precision). ValueError or TypeError for other shapes, and where :meth:`lanes`
+        raises it.
+        """
+        check_tensor("params", params, ["P", self.controller.num_params])
+        check_tensor("features", features, [len(params), "E", self.controller.num_features])
+        return self._lane_backend().act(params.detach(), features.detach())
+
+    def _lane_backend(self) -> LaneBackend:
+        if not next(entry for entry in BACKENDS if entry.name == self.backend).steps_lanes:
+            raise ValueError(
+                f"backend {self.backend!r} dreams whole rollouts alone: make the engine with backend='torch'"
+            )
+        if len(self._backends) > 1:
+            raise ValueError(f"lanes are stepped on one device, but devices were {', '.join(map(str, self.devices))}")
+        return cast(LaneBackend, self._backends[0])
+
+    def _checked_starts(self, starts: Starts) -> Starts:
+        starts = check_type("starts", starts, Starts)
+        check_tensor("starts.z", starts.z, ["N", self.controller.latent])
+        for name in ("h", "c"):
+            if getattr(starts, name) is not None and self._state_size:
+                check_tensor(f"starts.{name}", getattr(starts, name), [len(starts), self._state_size])
+        return starts
 
     def crossovers(self) -> dict[str, int]:
         """Measure the population size from which one kernel for all steps beats step by step, by what it depends on.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from wm_engine.dream.types import Backend, DreamOutput, RolloutPlan, Starts
+from wm_engine.dream.types import Backend, DreamOutput, LaneBackend, LaneStep, RolloutPlan, Starts
 
 
 class EnsembleBackend:
@@ -36,14 +38,54 @@ class EnsembleBackend:
             parts.append(member.rollout(controls, self._starts_of(starts, number), its_plan))
         return _interleaved(parts, whole)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the lanes' states: the members'."""
+        return self._stepping(0).dtype
+
+    def step(
+        self,
+        z: Tensor,
+        h: Tensor,
+        c: Tensor,
+        actions: Tensor,
+        episode: np.ndarray,
+        step: np.ndarray,
+        plan: RolloutPlan,
+    ) -> LaneStep:
+        """See :class:`wm_engine.dream.types.LaneBackend`; h and c are all members' side by side."""
+        out = LaneStep(torch.empty(len(z), device=z.device), *(z.new_empty(len(z), dtype=torch.bool) for _ in range(2)))
+        for number in range(len(self.members)):
+            lanes = np.flatnonzero(episode % len(self.members) == number)
+            if not len(lanes):
+                continue
+            rows = torch.from_numpy(lanes).to(z.device)
+            own_h, own_c = (part[rows][:, self._columns(number)].contiguous() for part in (h, c))
+            own_z = z[rows]
+            part = self._stepping(number).step(
+                own_z, own_h, own_c, actions[rows.to(actions.device)], episode[lanes], step[lanes], plan
+            )
+            z[rows], h[rows, self._columns(number)], c[rows, self._columns(number)] = own_z, own_h, own_c
+            out.reward[rows], out.ended[rows], out.failed[rows] = part.reward, part.ended, part.failed
+        return out
+
+    def act(self, params: Tensor, features: Tensor) -> Tensor:
+        """See :class:`wm_engine.dream.types.LaneBackend`: members differ in no controller."""
+        return self._stepping(0).act(params, features)
+
+    def _stepping(self, number: int) -> LaneBackend:
+        return cast(LaneBackend, self.members[number])
+
+    def _columns(self, number: int) -> slice:
+        return slice(number * self._hidden, (number + 1) * self._hidden)
+
     def release(self) -> None:
         """See :class:`wm_engine.dream.types.Backend`."""
         for member in self.members:
             member.release()
 
     def _starts_of(self, starts: Starts, number: int) -> Starts:
-        columns = slice(number * self._hidden, (number + 1) * self._hidden)
-        h, c = (None if part is None else part[:, columns] for part in (starts.h, starts.c))
+        h, c = (None if part is None else part[:, self._columns(number)] for part in (starts.h, starts.c))
         return Starts(starts.z, h, c)
 
 

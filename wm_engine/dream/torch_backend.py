@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from wm_engine.dream.types import DreamOutput, RolloutPlan, Starts, join
+from wm_engine.dream.types import DreamOutput, LaneStep, RolloutPlan, Starts, join
 from wm_engine.models.base import WorldModel, WorldState
 from wm_engine.models.mdn_rnn import MDNRNN
 from wm_engine.ops.dream import DreamWeights, StepOutcome, dream_step
 from wm_engine.policies.controller import ControllerSpec, raw_actions, squash_actions
-from wm_engine.rng import StepWords, numbers
+from wm_engine.rng import StepWords, lane_words, numbers
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -90,12 +91,12 @@ class TorchBackend:
     def __init__(self, m: WorldModel, c: ControllerSpec, device: torch.device, precision: str = "fp32") -> None:
         self._spec, self._device, self._blocks = c, device, m.blocks
         self._hidden = m.hidden
-        self._dtype = torch.float64 if precision == "fp64" else torch.float32
+        self.dtype = torch.float64 if precision == "fp64" else torch.float32
         self._steps: _MDNRNNSteps | _AnySteps
         if isinstance(m, MDNRNN):
-            self._steps = _MDNRNNSteps(m, device, DTYPES[precision], self._dtype)
+            self._steps = _MDNRNNSteps(m, device, DTYPES[precision], self.dtype)
         else:
-            self._steps = _AnySteps(m, device, self._dtype)
+            self._steps = _AnySteps(m, device, self.dtype)
 
     @torch.inference_mode()
     def rollout(self, controls: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
@@ -106,6 +107,39 @@ class TorchBackend:
             for first in range(0, controls.shape[0], per_call)
         ]
         return join(parts, self._device)
+
+    @torch.inference_mode()
+    def step(
+        self,
+        z: Tensor,
+        h: Tensor,
+        c: Tensor,
+        actions: Tensor,
+        episode: np.ndarray,
+        step: np.ndarray,
+        plan: RolloutPlan,
+    ) -> LaneStep:
+        """See :class:`wm_engine.dream.types.LaneBackend`."""
+        count = len(z)
+        rows = torch.arange(max(count, _LEAST_ROLLOUTS), device=z.device).clamp(max=count - 1)
+        at, of = (torch.from_numpy(words.astype(np.int64)).to(z.device)[rows] for words in (step, episode))
+        draws = self._steps.draws(lane_words(plan.seed, at, of, self._blocks))
+        state = WorldState(z[rows], h[rows], c[rows])
+        outcome = self._steps.step(state, actions.to(z.device, self.dtype)[rows], draws, plan)
+        for now, after in ((z, outcome.z), (h, outcome.h), (c, outcome.c)):
+            now.copy_(after[:count])
+        return LaneStep(outcome.reward[:count].float(), outcome.ended[:count], ~outcome.finite[:count])
+
+    @torch.inference_mode()
+    def act(self, params: Tensor, features: Tensor) -> Tensor:
+        """See :class:`wm_engine.dream.types.LaneBackend`."""
+        wanted_p, wanted_e = features.shape[:2]
+        num_e = max(wanted_e, _LEAST_EPISODES)
+        num_p = max(wanted_p, -(-_LEAST_ROLLOUTS // num_e))
+        p, e = torch.arange(num_p).clamp(max=wanted_p - 1), torch.arange(num_e).clamp(max=wanted_e - 1)
+        params, features = (value.to(self._device, self.dtype) for value in (params, features))
+        raw = raw_actions(self._spec, params[p], features[p][:, e])
+        return squash_actions(self._spec, raw)[:wanted_p, :wanted_e]
 
     def release(self) -> None:
         """See :class:`wm_engine.dream.types.Backend`: nothing is kept."""
@@ -122,7 +156,7 @@ class TorchBackend:
         return raw, squash_actions(spec, raw)
 
     def _block(self, controls: Tensor, starts: Starts, plan: RolloutPlan, first_candidate: int) -> DreamOutput:
-        device, dtype = self._device, self._dtype
+        device, dtype = self._device, self.dtype
         wanted_p, wanted_e = controls.shape[0], plan.episodes
         num_e = max(wanted_e, _LEAST_EPISODES)
         num_p = max(wanted_p, -(-_LEAST_ROLLOUTS // num_e))

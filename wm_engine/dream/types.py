@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -127,6 +128,16 @@ def join(parts: list[DreamOutput], device: torch.device) -> DreamOutput:
     return DreamOutput(*(joined(name, 0) for name in names), *(joined(name, 1) for name in tracks))
 
 
+@dataclass(frozen=True)
+class LaneStep:
+    """The outcome of a step of B lanes: reward [B]; ended bool [B], by M's end; failed bool [B], the latent, the reward
+    or the end's logit is not finite."""
+
+    reward: Tensor
+    ended: Tensor
+    failed: Tensor
+
+
 class Backend(Protocol):
     """One way to compute dreams. Arguments have been checked when they arrive here."""
 
@@ -139,4 +150,33 @@ class Backend(Protocol):
 
     def release(self) -> None:
         """Let go of the memory that is kept between calls."""
+        ...
+
+
+class LaneBackend(Backend, Protocol):
+    """A backend that also takes dreams a step at a time, by actions from outside, with the bits of its rollouts.
+
+    dtype : of the lanes' states
+    """
+
+    dtype: torch.dtype
+
+    def step(
+        self,
+        z: Tensor,
+        h: Tensor,
+        c: Tensor,
+        actions: Tensor,
+        episode: np.ndarray,
+        step: np.ndarray,
+        plan: RolloutPlan,
+    ) -> LaneStep:
+        """Take B lanes a step further: z [B, Z], h and c [B, S], contiguous, become the next ones in place.
+
+        actions : [B, A]; episode, step : uint32 [B], words of the random-number contract; the candidate's is 0
+        """
+        ...
+
+    def act(self, params: Tensor, features: Tensor) -> Tensor:
+        """Return the actions [P, E, A], of ``dtype``, of params [P, D], each on E rows of features [P, E, F]."""
         ...

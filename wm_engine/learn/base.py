@@ -87,6 +87,19 @@ class Problem:
     real: RealWorld | None = None
 
 
+@dataclass(frozen=True)
+class DreamRules:
+    """How a learner's dreams go, for whoever wants to dream as it does.
+
+    steps : the most decisions of a dream; None: as many as a real episode has
+    temperature : tau; done : "threshold" | "sample", how a dream ends
+    """
+
+    steps: int | None = None
+    temperature: float = 1.0
+    done: str = "threshold"
+
+
 class LearnerSettings(Section):
     """Settings of every kind of learner: where dreams begin."""
 
@@ -101,6 +114,10 @@ class LearnerSettings(Section):
     def wants_real(self) -> bool:
         """Say whether the learner is handed the real environment."""
         return False
+
+    def dream_rules(self, round_index: int) -> DreamRules:
+        """Say how the dreams of a round go."""
+        return DreamRules()
 
 
 class Learner(ABC):

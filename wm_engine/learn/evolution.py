@@ -20,7 +20,7 @@ from torch import Tensor
 
 from wm_engine.envs.task import Task
 from wm_engine.errors import ConfigError, CorruptFileError, RunMismatchError, WMEngineError
-from wm_engine.learn.base import Learner, LearnerSettings, Problem, State
+from wm_engine.learn.base import DreamRules, Learner, LearnerSettings, Problem, State
 from wm_engine.learn.evolve.fitness import DreamFitness, Fitness, RealFitness, ThinnedDreams
 from wm_engine.learn.evolve.optimizers import choose_optimizer, make_optimizer, restore_optimizer
 from wm_engine.learn.evolve.protocol import GREATEST_SIGMA, LEAST_SIGMA, Optimizer, Ranking
@@ -135,6 +135,9 @@ class EvolutionSettings(LearnerSettings):
 
     def wants_real(self) -> bool:
         return self.train_in == "real"
+
+    def dream_rules(self, round_index: int) -> DreamRules:
+        return DreamRules(self.steps_in(round_index), self.temperature, self.done)
 
     def steps_in(self, round_index: int) -> int:
         """Return the most decisions of a round's dreams."""

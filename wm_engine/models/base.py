@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -196,6 +197,10 @@ class WorldState:
         episode = None if self.episode is None else self.episode[index]
         return WorldState(self.z[index], self.h[index], self.c[index], episode)
 
+    def float(self) -> WorldState:
+        """Return it in float32, which it shares where it is that already."""
+        return WorldState(self.z.float(), self.h.float(), self.c.float(), self.episode)
+
 
 @dataclass(frozen=True)
 class Imagined:
@@ -280,6 +285,13 @@ class WorldModel(SavedModel, ABC):
     def finished(self) -> WorldModel:
         """Return a copy to dream with and to save, whose rewards are in the task's units."""
         return copy.deepcopy(self).eval()
+
+
+def as_seen(decoded: Tensor, pictures: bool) -> np.ndarray:
+    """Turn what V decodes into what the store holds: pictures [0, 1] to uint8, vectors to float32."""
+    if pictures:
+        decoded = (decoded.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
+    return decoded.cpu().numpy()
 
 
 def vision_kind(name: Any) -> type[Vision]:

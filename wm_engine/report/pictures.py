@@ -10,14 +10,13 @@ from typing import BinaryIO, cast
 import numpy as np
 import torch
 from matplotlib.image import imsave
-from torch import Tensor
 
 from wm_engine.data.store import RolloutStore
 from wm_engine.dream.imagination import imagine
 from wm_engine.dream.starts import states_at
 from wm_engine.dream.types import Starts
 from wm_engine.files import atomic_write
-from wm_engine.models.base import Vision, WorldModel
+from wm_engine.models.base import Vision, WorldModel, as_seen
 from wm_engine.models.latents import LatentCache
 from wm_engine.spaces import Pixels
 
@@ -47,13 +46,6 @@ class FilmStrip:
     def ahead(self) -> list[int]:
         """Return the steps whose pictures are shown."""
         return [step for step in AHEAD if step < len(self.rows[REAL])]
-
-
-def as_seen(decoded: Tensor, pictures: bool) -> np.ndarray:
-    """Turn what V decodes into what the store holds: pictures [0, 1] to uint8, vectors to float32."""
-    if pictures:
-        decoded = (decoded.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
-    return decoded.cpu().numpy()
 
 
 @torch.inference_mode()

@@ -109,7 +109,7 @@ def how_scored(published: Mapping[str, Any], episodes: int | None) -> str:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadedRun:
     """A run, read: its published models, and states to dream from.
 
@@ -124,14 +124,23 @@ class LoadedRun:
     world: WorldModel
     controller: Policy
 
-    def starts(self, count: int, seed: int = 0) -> Starts:
-        """Choose ``count`` recorded states to dream from; see :func:`wm_engine.dream.starts.recorded_starts`."""
+    def __repr__(self) -> str:
+        return f"LoadedRun({str(self.folder.root)!r})"
+
+    def starts(self, count: int, seed: int = 0, mid_fraction: float | None = None) -> Starts:
+        """Choose ``count`` recorded states to dream from; see :func:`wm_engine.dream.starts.recorded_starts`.
+
+        They are of the newest episodes, as many as a round's starts are taken from, or ``count`` where that is fewer: V
+        encodes them, which may take seconds. ``mid_fraction``: share of the states from the middle of episodes; None:
+        the run's.
+        """
         store = RolloutStore.open(self.folder.rollouts, create=False)
         latents = LatentCache(self.vision, store, torch.device("cpu"), drawn=self.config.vision.drawn)
         replay = Replay(store, int(self.published["round"]), self.config.drive.holdout)
         s = self.config.controller
-        episodes = [latents.read(index) for index in replay.training[-s.start_episodes :]]
-        return recorded_starts(self.world, episodes, count, s.mid_fraction, seed, s.burn_in)
+        episodes = [latents.read(index) for index in replay.training[-min(count, s.start_episodes) :]]
+        middle = s.mid_fraction if mid_fraction is None else mid_fraction
+        return recorded_starts(self.world, episodes, count, middle, seed, s.burn_in)
 
     def engine(self, **options: Any) -> DreamEngine:
         """Make an engine that dreams controllers of the published one's shape; ``options`` are DreamEngine's.
