@@ -30,7 +30,7 @@ class EvaluateSettings(Section):
 
     episodes: int = Field(100, ge=1, description="real episodes; 100 for a score to report")
     seed: int = Field(1_000_000, ge=0, lt=2**30, description="of the first episode; the others follow one by one")
-    backend: Literal["auto", "envpool", "gymnasium"] = Field(
+    backend: Literal["auto", "envpool", "gymnasium", "vizdoom"] = Field(
         "gymnasium", description="gymnasium's own environments make scores comparable with other people's"
     )
     film: bool = Field(True, description="film the first episode")
@@ -162,13 +162,15 @@ def _ready(runners: Runners, agent: Agent | None) -> Iterator[Runners]:
 def record_film(
     agent: Agent, policy: Policy, env_settings: EnvSettings, seed: int, path: str | os.PathLike[str]
 ) -> Trajectory:
-    """Write an MP4 (H.264) of a policy driving in gymnasium: its rendering for people, at the environment's own speed.
+    """Write an MP4 (H.264) of a policy driving, at the environment's own speed: gymnasium's rendering for people, or
+    where the task does not run there the picture of its own backend.
 
     With an action repeated k times, every k-th frame is shown. The file appears when it is whole. Returns the episode's
     trajectory. Raises StorageError where it cannot be written.
     """
     target = Path(path)
-    chosen = env_settings.model_copy(update={"backend": "gymnasium"})
+    drawn = "gymnasium" if "gymnasium" in env_settings.found().backends else "auto"
+    chosen = env_settings.model_copy(update={"backend": drawn})
     rate = max(1, round(env_settings.found().frames_per_second / env_settings.repeat))
     with (
         one_torch_thread(),
