@@ -218,7 +218,7 @@ def test_an_environment_that_is_not_registered_in_a_worker_is_named():
 def test_a_backend_that_the_task_does_not_run_on_is_refused():
     with pytest.raises(ConfigError, match="CartPole-v1 runs on gymnasium only, not on EnvPool"):
         make_env(EnvSettings(task="CartPole-v1", backend="envpool"), 1)
-    with pytest.raises(ValueError, match="backend must be one of 'auto', 'envpool', 'gymnasium', but was 'mujoco'"):
+    with pytest.raises(ValueError, match=r"backend must be one of .*'gymnasium', 'vizdoom', but was 'mujoco'"):
         make_env(EnvSettings(), 1, backend="mujoco")
 
 
@@ -240,7 +240,8 @@ def test_a_package_that_a_task_needs_is_named(tmp_path, monkeypatch):
     ("fields", "words"),
     [
         ({"backends": ()}, "backends must name at least one"),
-        ({"backends": ("envpol",)}, "backends must be one of 'envpool', 'gymnasium'"),
+        ({"backends": ("envpol",)}, "backends must be one of 'envpool', 'gymnasium', 'vizdoom'"),
+        ({"backends": ("vizdoom",)}, "scenario must be given where backends name vizdoom"),
         ({"reward": "points"}, "reward must be one of"),
         ({"squash": ("tanh",)}, "squash must be .* a word for each action"),
         ({"squash": "argmax"}, "squash must be"),

@@ -37,7 +37,7 @@ class EnvSettings(Section):
         None, ge=1, description="an episode is truncated after so many frames; left out: the task's own"
     )
     num_envs: int = Field(16, ge=1, description="environments that run at once")
-    num_threads: int = Field(0, ge=0, description="threads (EnvPool) or worker processes (gymnasium, VizDoom); 0: one a CPU")
+    num_threads: int = Field(0, ge=0, description="threads (EnvPool) or worker processes (others); 0: one a CPU")
 
     def found(self) -> Task:
         """The task itself; raises what :func:`wm_engine.envs.find_task` raises."""

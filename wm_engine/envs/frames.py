@@ -25,7 +25,8 @@ def preprocess(
         )
     if frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
         raise ValueError(f"frames must have shape [N, height, width, 3], but had {list(frames.shape)}")
-    cropped = frames[:, slice(*rows) if isinstance(rows, tuple) else slice(rows)].copy()  # contiguous, and writable as torch wants it
+    kept = slice(*rows) if isinstance(rows, tuple) else slice(rows)
+    cropped = frames[:, kept].copy()  # contiguous, and writable as torch wants it
     # The permuted view is channels_last, for which torch has a direct uint8 path.
     images = torch.from_numpy(cropped).permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(images, size=list(size), mode="bilinear", antialias=True)

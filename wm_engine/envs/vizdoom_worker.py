@@ -98,8 +98,11 @@ def start(scenario: str, skill: int) -> tuple[dict[str, Any], Lanes]:
     """Open a scenario; tells how many buttons it takes, and makes its lanes."""
     import vizdoom
 
+    path = os.path.join(vizdoom.scenarios_path, scenario)
+    if not os.path.isfile(path):
+        raise ValueError(f"VizDoom has no scenario {scenario!r}, neither its own nor at that path")
     game = vizdoom.DoomGame()
-    game.load_config(os.path.join(vizdoom.scenarios_path, scenario))
+    game.load_config(path)
     return {"buttons": len(game.get_available_buttons())}, Lanes(scenario, skill)
 
 

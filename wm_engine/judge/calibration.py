@@ -48,6 +48,7 @@ def calibrate(
     temperature: float,
     seed: int,
     survival: bool = False,
+    done: str = "threshold",
 ) -> Calibration | None:
     """Hold the dream to newly driven episodes; None where none of them is long enough.
 
@@ -58,6 +59,7 @@ def calibrate(
     horizon : decisions, the longest one compared
     starts : how many states of each episode are dreamt on from, drawn evenly
     survival : every step is worth 1
+    done : how a dream ends, "threshold" | "sample", as where the policy was learnt
     """
     rng = np.random.default_rng([seed, 0])
     owners, steps = [], []
@@ -73,7 +75,7 @@ def calibrate(
     owner_of, step_of = np.array(owners), np.array(steps)
     begin = states_at(world, episodes, owner_of, step_of, seed)
     dreams = imagine(
-        world, OnLanes(policy, torch.from_numpy(owner_of)), begin, horizon, temperature, seed, survival=survival
+        world, OnLanes(policy, torch.from_numpy(owner_of)), begin, horizon, temperature, seed, survival=survival, done=done
     )
     lengths = np.unique(np.geomspace(1, horizon, min(12, horizon)).round().astype(int))
     sums = [np.concatenate([[0.0], np.cumsum(_paid(episode, survival))]) for episode in episodes]
