@@ -84,7 +84,8 @@ class Dream {
   Dream(int64_t latent, int64_t action, int64_t hidden, int64_t mixtures, const std::string& mixture,
         const py::object& weight_ih, const py::object& weight_hh, const py::object& bias_ih, const py::object& bias_hh,
         const py::object& head_weight, const py::object& head_bias, const std::string& features,
-        const py::object& squash, int64_t hidden_units, const std::string& precision, const std::string& isa) {
+        const py::object& squash, int64_t hidden_units, const std::string& precision, const std::string& isa,
+        bool residual) {
     wm::Weights w{};
     w.latent = wm::size_between("latent", latent, 1, wm::kLargestSize);
     w.action = wm::size_between("action", action, 1, wm::kLargestSize);
@@ -92,6 +93,7 @@ class Dream {
     w.mixtures = wm::size_between("mixtures", mixtures, 1, wm::kLargestSize);
     wm::size_between("hidden_units", hidden_units, 0, wm::kLargestSize);
     w.per_dim = wm::choice<bool>("mixture", mixture, {{"shared", false}, {"per_dim", true}});
+    w.residual = residual;
     const Floats ih = weights("weight_ih", weight_ih, {4 * hidden, latent + action});
     const Floats hh = weights("weight_hh", weight_hh, {4 * hidden, hidden});
     const Floats bi = weights("bias_ih", bias_ih, {4 * hidden}), bh = weights("bias_hh", bias_hh, {4 * hidden});
@@ -112,24 +114,33 @@ class Dream {
     engine_ = std::make_unique<wm::Engine>(w, features, words, hidden_units, kind, wm::choose_level(isa));
   }
 
-  py::dict rollout(const py::object& params, const py::object& z0, const py::object& h0, const py::object& c0,
-                   int64_t episodes, int64_t max_steps, double temperature, uint64_t seed, const std::string& reward,
+  py::dict rollout(const py::object& params, const py::object& given, const py::object& z0, const py::object& h0,
+                   const py::object& c0, int64_t episodes, int64_t max_steps, double temperature, uint64_t seed, const std::string& reward,
                    const std::string& done, bool common_random_numbers, uint64_t first_candidate, int64_t num_threads,
-                   bool record) const {
+                   bool record, int64_t first_episode, int64_t episode_stride) const {
     const wm::Model& m = engine_->model();
     wm::Plan plan{};
-    const Floats p = floats("params", params, {-1, engine_->params_size()}), z = floats("z", z0, {-1, m.latent});
-    plan.candidates = p.shape(0);
+    plan.steps = wm::size_between("max_steps", max_steps, 1, std::numeric_limits<int32_t>::max());
+    if (params.is_none() == given.is_none()) throw py::type_error("exactly one of params and actions must be given");
+    const bool opened = params.is_none();
+    const Floats controls = opened ? floats("actions", given, {-1, plan.steps, m.action})
+                                   : floats("params", params, {-1, engine_->params_size()});
+    const Floats z = floats("z", z0, {-1, m.latent});
+    plan.candidates = controls.shape(0);
     plan.starts = z.shape(0);
     Floats h, c;
     if (!h0.is_none()) h = floats("h", h0, {plan.starts, m.hidden});
     if (!c0.is_none()) c = floats("c", c0, {plan.starts, m.hidden});
-    plan.params = p.data();
+    plan.params = opened ? nullptr : controls.data();
+    plan.given = opened ? controls.data() : nullptr;
     plan.z = z.data();
     plan.h = h0.is_none() ? nullptr : h.data();
     plan.c = c0.is_none() ? nullptr : c.data();
-    plan.episodes = wm::size_between("episodes", episodes, 1, int64_t{1} << 32);
-    plan.steps = wm::size_between("max_steps", max_steps, 1, std::numeric_limits<int32_t>::max());
+    constexpr int64_t kCounters = int64_t{1} << 32;
+    plan.episodes = wm::size_between("episodes", episodes, 1, kCounters);
+    plan.episode_stride = wm::size_between("episode_stride", episode_stride, 1, kCounters / plan.episodes);
+    const int64_t most_first = kCounters - 1 - (plan.episodes - 1) * plan.episode_stride;
+    plan.first_episode = wm::size_between("first_episode", first_episode, 0, most_first);
     plan.temperature = wm::temperature_of(temperature);
     plan.key0 = static_cast<uint32_t>(seed);
     plan.key1 = static_cast<uint32_t>(seed >> 32);
@@ -289,17 +300,19 @@ PYBIND11_MODULE(_C, module) {
   py::class_<Dream>(module, "Dream", "M's weights packed for one level and precision, ready to dream.")
       .def(py::init<int64_t, int64_t, int64_t, int64_t, const std::string&, const py::object&, const py::object&,
                     const py::object&, const py::object&, const py::object&, const py::object&, const std::string&,
-                    const py::object&, int64_t, const std::string&, const std::string&>(),
+                    const py::object&, int64_t, const std::string&, const std::string&, bool>(),
            py::kw_only(), py::arg("latent"), py::arg("action"), py::arg("hidden"), py::arg("mixtures"),
            py::arg("mixture"), py::arg("weight_ih"), py::arg("weight_hh"), py::arg("bias_ih"), py::arg("bias_hh"),
            py::arg("head_weight"), py::arg("head_bias"), py::arg("features"), py::arg("squash"),
-           py::arg("hidden_units") = 0, py::arg("precision") = "fp32", py::arg("isa") = "auto")
-      .def("rollout", &Dream::rollout, py::kw_only(), py::arg("params"), py::arg("z"), py::arg("h") = py::none(),
+           py::arg("hidden_units") = 0, py::arg("precision") = "fp32", py::arg("isa") = "auto",
+           py::arg("residual") = false)
+      .def("rollout", &Dream::rollout, py::kw_only(), py::arg("params") = py::none(), py::arg("actions") = py::none(),
+           py::arg("z"), py::arg("h") = py::none(),
            py::arg("c") = py::none(), py::arg("episodes"), py::arg("max_steps"), py::arg("temperature") = 1.0,
            py::arg("seed") = 0, py::arg("reward") = "predicted", py::arg("done") = "threshold",
            py::arg("common_random_numbers") = true, py::arg("first_candidate") = 0, py::arg("num_threads") = 1,
-           py::arg("record") = false,
-           "Dream params [P, D] from starts z [N, Z], h, c [N, H]: a dict of returns [P, E], lengths [P, E], failed "
+           py::arg("record") = false, py::arg("first_episode") = 0, py::arg("episode_stride") = 1,
+           "Dream params [P, D], or actions [P, max_steps, A] in their place, from starts z [N, Z], h, c [N, H]: a dict of returns [P, E], lengths [P, E], failed "
            "[P], work (row_steps, rows_in_flight, scratch_bytes: wm::Work in dream.h) and, recorded, z [T, P, E, Z], "
            "actions [T, P, E, A], rewards [T, P, E].")
       .def_property_readonly("isa", &Dream::isa)

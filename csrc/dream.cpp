@@ -267,6 +267,7 @@ Engine::Engine(const Weights& w, const std::string& features, const std::vector<
   m.hidden = H;
   m.mixtures = K;
   m.per_dim = w.per_dim;
+  m.residual = w.residual;
   m.quantised = precision == Precision::int8;
   m.input_element = m.hidden_element = Element::f32;
   if (precision == Precision::bf16 && level.dot_bf16) m.input_element = m.hidden_element = Element::bf16;

@@ -18,6 +18,7 @@ enum class Precision { fp32, bf16, int8 };
 struct Weights {
   int64_t latent, action, hidden, mixtures;
   bool per_dim;
+  bool residual;             // the mixture is of z' - z, not of z'
   const float* weight_ih;    // [4H, Z+A], gates i, f, g, o
   const float* weight_hh;    // [4H, H]
   const float* bias_ih;      // [4H]

@@ -1,10 +1,10 @@
 // A thread's tile of rollouts through all their steps: the body that every level compiles. A step's phases, in order:
 //
-//   step_controller.h  act                     z, h, c         -> action
+//   step_controller.h  act                     z, h, c         -> action (or it is given)
 //   step_gates.h       advance_lstm            z, action, h, c -> h', c'
 //   step_reward_end.h  predict_reward_and_end  h'              -> reward, end
 //   step_noise.h       draw_noise              counters        -> uniforms, normals
-//   step_head.h        draw_shared or _per_dim h', the numbers -> z'
+//   step_head.h        draw_shared or _per_dim h', the numbers -> z' (or z' - z)
 //   lanes.h            finish_and_refill       reward, end     -> returns, lengths; other rollouts for those that ended
 //
 // What they hand to each other lies in tile.h. Nothing is allocated here, and no row's numbers depend on another's.

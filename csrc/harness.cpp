@@ -94,6 +94,7 @@ bool dream(const wm::Level& level, wm::Precision precision) {
   w.hidden = 1 + below(below(8) == 0 ? 200 : 50);  // beyond 64: more than one tile of int8
   w.mixtures = 1 + below(18);
   w.per_dim = below(2) == 1;
+  w.residual = below(3) == 0;
   const int64_t Z = w.latent, A = w.action, H = w.hidden;
   const float spread = 1.0f / std::sqrt(static_cast<float>(H));
   const auto ih = normal(4 * H * (Z + A), spread), hh = normal(4 * H * H, spread), bi = normal(4 * H, spread),
@@ -120,7 +121,11 @@ bool dream(const wm::Level& level, wm::Precision precision) {
   std::vector<float> params = normal(plan.candidates * engine.params_size(), 0.3f);
   if (below(3) == 0) params[params.size() / 2] = std::numeric_limits<float>::quiet_NaN();
   const auto z = normal(plan.starts * Z, 1.0f), h = normal(plan.starts * H, 0.5f), c = normal(plan.starts * H, 0.5f);
+  const std::vector<float> given = normal(plan.candidates * (plan.steps + 1) * A, 1.0f);  // two_steps takes two
   plan.params = params.data();
+  if (below(3) == 0) plan.given = given.data();
+  plan.first_episode = below(5);
+  plan.episode_stride = 1 + below(3);
   plan.z = z.data();
   if (below(2) == 1) plan.h = h.data();
   if (below(2) == 1) plan.c = c.data();

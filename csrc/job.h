@@ -36,6 +36,7 @@ struct Pairs {
 struct Model {
   int64_t latent, action, hidden, mixtures;
   bool per_dim;
+  bool residual;         // the mixture is of z' - z, not of z'
   bool quantised;        // int8 weights for everything that multiplies h, whatever the element they are kept in
   bool rounded;          // operands rounded to bf16 (and int8) but kept as floats: levels without the dot products
   Element input_element, hidden_element;
@@ -64,12 +65,14 @@ struct Controller {
 
 struct Plan {
   int64_t candidates, episodes, steps, starts;
-  const float *params;             // [P, D]
+  const float *params;             // [P, D], or null
+  const float *given;              // [P, T, A], actions in the controllers' place, or null
   const float *z, *h, *c;          // [N, Z], [N, H] or null, [N, H] or null
   float temperature;
   uint32_t key0, key1;
   bool survival, sample_done, common_random_numbers;
   uint32_t first_candidate;
+  int64_t first_episode, episode_stride;  // episode e of the plan is number first + e stride of the whole
   float* returns;                  // [B]
   int32_t* lengths;                // [B]
   float *zs, *actions, *rewards;   // [T, B, Z], [T, B, A], [T, B], or all null

@@ -1,7 +1,7 @@
 // Which rollout each row of a tile holds: the first ones, what a step has come to, and who takes the place of one that
 // ended.
 //
-//   in   lanes from the driver (a lane is episode e of candidate p, p E + e), starts z [N, Z], h and c [N, H], and each
+//   in   lanes from the driver (a lane is the plan's episode e of candidate p, p E + e), starts z [N, Z], h and c [N, H], and each
 //        step's reward and end
 //   out  rows ready to dream; returns and lengths [P, E]; and where they are recorded zs [T, P, E, Z], actions
 //        [T, P, E, A] and rewards [T, P, E]
@@ -21,7 +21,9 @@ template <class Mode>
 inline void begin(Tile<Mode>& tile, int64_t row, int64_t lane) {
   const wm::Model& m = tile.model;
   const wm::Plan& plan = tile.plan;
-  const int64_t candidate = lane / plan.episodes, episode = lane % plan.episodes, start = episode % plan.starts;
+  const int64_t candidate = lane / plan.episodes;
+  const int64_t episode = plan.first_episode + lane % plan.episodes * plan.episode_stride;
+  const int64_t start = episode % plan.starts;
   float *s = tile.state(kNow, row), *h = tile.hidden(kNow, row), *c = tile.cell(row);
   for (int64_t i = 0; i < tile.layout.state_row; ++i) s[i] = 0.0f;
   for (int64_t i = 0; i < tile.layout.cell_row; ++i) c[i] = 0.0f;

@@ -4,6 +4,8 @@
 //   in   every live row's z [Z], h [H], c [H] as they are now; its candidate's parameters, of params [P, D]
 //   out  its action [A], behind z in its state, and [z, a] as they are multiplied
 //
+// Or actions are given in the controllers' place, [P, T, A].
+//
 // A layer's parameters are its weights [outputs, inputs] and then its biases [outputs]. Few rows share them, so that
 // the layers are dot products (dots.h), of kActRows rows and kActOutputs outputs of each at a time: one vector of sums.
 #pragma once
@@ -79,8 +81,22 @@ inline void squash_actions(Tile<Mode>& tile, int64_t first, int64_t rows) {
     if (finite[r] != 0.0f) tile.failed[first + r] = true;
 }
 
+// An open loop: each row's action is the one given for its candidate and step.
+template <class Mode>
+inline void act_as_given(Tile<Mode>& tile, int64_t live) {
+  const wm::Plan& plan = tile.plan;
+  const int64_t actions = tile.model.action;
+  for (int64_t row = 0; row < live; ++row) {
+    const float* given = plan.given + (tile.candidate[row] * plan.steps + tile.step[row]) * actions;
+    float* a = tile.state(kNow, row) + tile.model.latent;
+    for (int64_t i = 0; i < actions; ++i) a[i] = given[i];
+    keep_input(tile, row);
+  }
+}
+
 template <class Mode>
 inline void act(Tile<Mode>& tile, int64_t live) {
+  if (tile.plan.given) return act_as_given(tile, live);
   const wm::Model& m = tile.model;
   const wm::Controller& c = tile.controller;
   const int64_t actions = m.action, units = c.hidden_units;

@@ -33,12 +33,14 @@ inline void multiply_head(Tile<Mode>& tile, const Matrix& m, int64_t n, const Ro
   }
 }
 
-// A row's block of dimensions of z', over its normals.
+// A row's block of dimensions of z', over its normals. Of a residual model it is added to z's.
 template <class Mode>
 inline void draw_block(Tile<Mode>& tile, int64_t row, int64_t block, F mean, F log_std) {
   const Temperature& temperature = tile.temperature;
   float* z = tile.state(kNext, row) + block * kWidth;
-  store(z, temperature.zero ? mean : draw(mean, log_std, load(z), temperature.root));
+  F drawn = temperature.zero ? mean : draw(mean, log_std, load(z), temperature.root);
+  if (tile.model.residual) drawn = drawn + load(tile.state(kNow, row) + block * kWidth);
+  store(z, drawn);
 }
 
 // The rows are taken component by component, so that the weights of each are read once.

@@ -50,9 +50,10 @@ class Sizes(Constants):
 
     latent, actions, hidden_units : Z, A, U
     HP, XP, UP : columns of h, of [z, a] and of the controllers' hidden layer, rounded up; UP is 0 of linear ones
-    FEATURES : what the controllers see: 1 (z), 2 (z, h) or 3 (z, h, c)
+    FEATURES : what the controllers see: 1 (z), 2 (z, h) or 3 (z, h, c); 0 where actions are given in their place
     ARGMAX : whether actions are one-hot, in place of squashed
     SHARED : whether all latent dimensions have one mixture
+    RESIDUAL : whether the mixture is of z' - z, in place of z'
     CONTROL : columns of the head's control block
     ROWS : rollouts a tile
     UNITS : of M's hidden units, how many a chunk takes
@@ -72,6 +73,7 @@ class Sizes(Constants):
     FEATURES: Any
     ARGMAX: Any
     SHARED: Any
+    RESIDUAL: Any
     CONTROL: Any
     ROWS: Any
     UNITS: Any
@@ -91,6 +93,7 @@ class Switches(Constants):
     SURVIVAL : whether a step is worth 1, in place of M's reward
     COMMON : whether all candidates have the same random numbers
     RECORD : whether latents, actions and rewards are kept
+    STRIDED : whether the episodes are some of the whole's: first, first + stride, ...
     """
 
     GREEDY: Any
@@ -98,3 +101,4 @@ class Switches(Constants):
     SURVIVAL: Any
     COMMON: Any
     RECORD: Any
+    STRIDED: Any

@@ -3,7 +3,8 @@
 Every rollout of a tile has a controller of its own, so that a layer's products are sums over a row. A controller is one
 row of float32, packed by :meth:`wm_engine.kernels.launch.Controllers.pack`: the last layer's biases [XP], its
 only layer's weights [A, N] or, with a hidden layer, that one's weights [U, N] and biases [UP] and the last layer's
-weights [A, UP]. N counts the features: z in XP columns, h and c in HP each.
+weights [A, UP]. N counts the features: z in XP columns, h and c in HP each. Where actions are given in the controllers'
+place, a row is a candidate's actions, of all steps one after another.
 """
 
 from __future__ import annotations
@@ -100,17 +101,32 @@ def squashed(a, squash, XP: tl.constexpr):
 
 
 @triton.jit
-def act(z, h, c, local, index, controllers, squash, sizes: tl.constexpr):
+def given_actions(controllers, index, step, max_steps, column, is_action, sizes: tl.constexpr):
+    """Load the actions of step ``step``, at their columns of [ROWS, XP], from ``controllers`` [P, max_steps · A]."""
+    of_candidate = controllers + index * (max_steps * sizes.value.actions)
+    # A graph's steps go on beyond the last one, for nobody.
+    at = tl.minimum(step, max_steps - 1) * sizes.value.actions + (column - sizes.value.latent)
+    return tl.load(of_candidate + at, mask=is_action, other=0.0)
+
+
+@triton.jit
+def act(z, h, c, local, index, controllers, squash, step, max_steps, sizes: tl.constexpr):
     """Make what M is given next, [ROWS, XP] = [z, a], and whether the controllers' outputs are finite [ROWS].
 
     z, h, c point at the tile's state, of which ``local`` [ROWS] are the rows; index int32 [ROWS] names their
-    controllers; squash int32 [XP] has each column's number in SQUASHES.
+    controllers, or given actions (FEATURES is 0), of which step and max_steps say where they stand; squash int32 [XP]
+    has each column's number in SQUASHES.
     """
     XP: tl.constexpr = sizes.value.XP
     latent: tl.constexpr = sizes.value.latent
     column = tl.arange(0, XP)[None, :]
-    a = outputs_of_controllers(z, h, c, local, index.to(tl.int64)[:, None], controllers, sizes)
     is_action = (column >= latent) & (column < latent + sizes.value.actions)
-    sound = tl.min(tl.where(is_action, finite(a).to(tl.int32), 1), axis=1)
-    a = one_hot(a, is_action, XP) if sizes.value.ARGMAX else squashed(a, squash, XP)
+    index = index.to(tl.int64)[:, None]
+    if sizes.value.FEATURES == 0:
+        a = given_actions(controllers, index, step, max_steps, column, is_action, sizes)
+        sound = tl.full((sizes.value.ROWS,), 1, dtype=tl.int32)
+    else:
+        a = outputs_of_controllers(z, h, c, local, index, controllers, sizes)
+        sound = tl.min(tl.where(is_action, finite(a).to(tl.int32), 1), axis=1)
+        a = one_hot(a, is_action, XP) if sizes.value.ARGMAX else squashed(a, squash, XP)
     return tl.where(is_action, a, tl.load(z + (local[:, None] * XP + column))), sound

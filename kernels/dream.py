@@ -22,15 +22,16 @@ zero in weights and scratch, and stays so.
 
 Arguments have one order in all kernels here, and in :func:`wm_engine.kernels.launch.values_of`, which makes them by
 name; a kernel takes what it needs of each group:
-    controllers   controllers float32 [P, n] (``controller.py``), squash int32 [XP]
+    controllers   controllers float32 [P, n] (``controller.py``), or actions in their place; squash int32 [XP]
     M             weights and biases of gates (``lstm.py``), control, choice, value (``head.py``), packed
     state         h [2, R', HP], c [R', HP], z [R', XP], of R' = R rounded up to whole tiles; per step also
-                  x [R', XP] = [z, a], acted [R'] whether the controllers were sound, alive [R'], clock [5]
+                  x [R', XP] = [z, a], acted [R'] whether the controllers were sound, alive [R'], clock [7]
     results       returns, lengths, failures [R]
     record        record_z [T, R'', Z], record_actions [T, R'', A], record_rewards [T, R''], of which the first R of the
                   R'' = record_rows are meant
     numbers       rows = R, record_rows, episodes = E, mixtures = K, temperature; those of the persistent kernel alone,
-                  max_steps, first_candidate, key_low, key_high, stand in ``clock`` per step
+                  max_steps, first_candidate, first_episode, episode_stride, key_low, key_high, stand in ``clock`` per
+                  step
     constants     sizes, switches (``constants.py``)
 """
 
@@ -53,26 +54,35 @@ VARYING = [
     "mixtures",
     "max_steps",
     "first_candidate",
+    "first_episode",
+    "episode_stride",
     "key_low",
     "key_high",
     "step_offset",
 ]
 
-# What changes from rollout to rollout stands in memory, int32 [5], since a captured graph keeps its kernels' arguments.
+# What changes from rollout to rollout stands in memory, int32 [7], since a captured graph keeps its kernels' arguments.
 CLOCK_STEP = tl.constexpr(0)
 CLOCK_MAX_STEPS = tl.constexpr(1)
 CLOCK_FIRST_CANDIDATE = tl.constexpr(2)
-CLOCK_KEY_LOW = tl.constexpr(3)
-CLOCK_KEY_HIGH = tl.constexpr(4)
+CLOCK_FIRST_EPISODE = tl.constexpr(3)
+CLOCK_EPISODE_STRIDE = tl.constexpr(4)
+CLOCK_KEY_LOW = tl.constexpr(5)
+CLOCK_KEY_HIGH = tl.constexpr(6)
 
 
 @triton.jit
-def place(row, rows, episodes, first_candidate, COMMON: tl.constexpr):
+def place(
+    row, rows, episodes, first_candidate, first_episode, episode_stride, COMMON: tl.constexpr, STRIDED: tl.constexpr
+):  # fmt: skip
     """Find the controllers' index, and the counter words of episode and candidate, of rollouts ``row`` int32 [ROWS]."""
     # Rows beyond the last stand in for it: they have scratch of their own, and nothing of theirs is kept.
     within = tl.minimum(row, rows - 1)
     index = within // episodes
-    episode = as_word(within - index * episodes)
+    episode = within - index * episodes
+    if STRIDED:
+        episode = first_episode + episode * episode_stride
+    episode = as_word(episode)
     candidate = episode * 0 if COMMON else as_word(index + first_candidate)
     return index, episode, candidate
 
@@ -143,7 +153,8 @@ def rollout_kernel(
     h, c, z,
     returns, lengths, failures,
     record_z, record_actions, record_rewards,
-    rows, record_rows, episodes, mixtures, temperature, max_steps, first_candidate, key_low, key_high,
+    rows, record_rows, episodes, mixtures, temperature, max_steps, first_candidate, first_episode, episode_stride,
+    key_low, key_high,
     sizes: tl.constexpr, switches: tl.constexpr,
 ):  # fmt: skip
     """Take a tile of rollouts through all their steps, until the last of them has ended."""
@@ -164,12 +175,15 @@ def rollout_kernel(
         shift = zero * 16
         local = tl.arange(0, ROWS) + zero
         row = (base + local).to(tl.int32)
-        index, episode, candidate = place(row, rows, episodes, first_candidate, switches.value.COMMON)
+        index, episode, candidate = place(
+            row, rows, episodes, first_candidate, first_episode, episode_stride, switches.value.COMMON,
+            switches.value.STRIDED,
+        )  # fmt: skip
         first_row = base + zero
         h_now, h_next = buffers_of_h(h, step, first_row, scratch_rows, HP)
         tile_z, tile_c = z + first_row * sizes.value.XP, c + first_row * HP
 
-        x, acted = act(tile_z, h_now, tile_c, local, index, controllers, squash, sizes)
+        x, acted = act(tile_z, h_now, tile_c, local, index, controllers, squash, step, max_steps, sizes)
         if switches.value.RECORD:
             keep_actions(record_actions, x, row, step, alive, record_rows, sizes)
         # c is read whole by the controller before a chunk of it is overwritten.
@@ -198,15 +212,15 @@ def rollout_kernel(
 
 @triton.jit
 def act_ahead(
-    z, h, c, local, index, controllers, squash, x, acted, row, step, living, record_actions, record_rows,
+    z, h, c, local, index, controllers, squash, x, acted, row, step, max_steps, living, record_actions, record_rows,
     sizes: tl.constexpr, RECORD: tl.constexpr,
 ):  # fmt: skip
     """Store [z, a] of step ``step`` in the tile's scratch x, and in ``acted`` whether the controllers are sound.
 
-    z, h, c, local, index, controllers, squash : as :func:`wm_engine.kernels.controller.act` takes them
+    z, h, c, local, index, controllers, squash, max_steps : as :func:`wm_engine.kernels.controller.act` takes them
     """
     XP: tl.constexpr = sizes.value.XP
-    values, sound = act(z, h, c, local, index, controllers, squash, sizes)
+    values, sound = act(z, h, c, local, index, controllers, squash, step, max_steps, sizes)
     tl.store(x + (local[:, None] * XP + tl.arange(0, XP)[None, :]), values.to(x.dtype.element_ty))
     tl.store(acted + row, sound)
     if RECORD:
@@ -216,7 +230,7 @@ def act_ahead(
 @triton.jit(do_not_specialize=VARYING)
 def act_kernel(
     controllers, squash,
-    h, c, z, x, acted, alive,
+    h, c, z, x, acted, alive, clock,
     record_actions,
     rows, record_rows, episodes,
     sizes: tl.constexpr, switches: tl.constexpr,
@@ -227,10 +241,12 @@ def act_kernel(
     base = tl.program_id(0).to(tl.int64) * sizes.value.ROWS
     local = tl.arange(0, sizes.value.ROWS)
     row = (base + local).to(tl.int32)
-    index, _, _ = place(row, rows, episodes, 0, True)
+    index, _, _ = place(row, rows, episodes, 0, 0, 1, True, False)
+    max_steps = tl.load(clock + CLOCK_MAX_STEPS) if sizes.value.FEATURES == 0 else 1
     act_ahead(
         z + base * XP, h + base * HP, c + base * HP, local, index, controllers, squash,
-        x + base * XP, acted, row, 0, tl.load(alive + row), record_actions, record_rows, sizes, switches.value.RECORD,
+        x + base * XP, acted, row, 0, max_steps, tl.load(alive + row), record_actions, record_rows, sizes,
+        switches.value.RECORD,
     )  # fmt: skip
 
 
@@ -278,7 +294,13 @@ def settle_kernel(
     row = (base + local).to(tl.int32)
     there = row < rows
     first_candidate = tl.load(clock + CLOCK_FIRST_CANDIDATE)
-    index, episode, candidate = place(row, rows, episodes, first_candidate, switches.value.COMMON)
+    first_episode, episode_stride = 0, 1
+    if switches.value.STRIDED:
+        first_episode, episode_stride = tl.load(clock + CLOCK_FIRST_EPISODE), tl.load(clock + CLOCK_EPISODE_STRIDE)
+    index, episode, candidate = place(
+        row, rows, episodes, first_candidate, first_episode, episode_stride, switches.value.COMMON,
+        switches.value.STRIDED,
+    )  # fmt: skip
     key_low, key_high = as_word(tl.load(clock + CLOCK_KEY_LOW)), as_word(tl.load(clock + CLOCK_KEY_HIGH))
     scratch_rows = tl.num_programs(0).to(tl.int64) * sizes.value.ROWS
     step = tl.load(clock + CLOCK_STEP) + step_offset
@@ -310,6 +332,6 @@ def settle_kernel(
     tl.store(alive + row, now_alive)
     act_ahead(
         tile_z, h_next, c + base * HP, local, index, controllers, squash,
-        x + base * XP, acted, row, step + 1, tl.where(step + 1 < max_steps, now_alive, 0), record_actions, record_rows,
-        sizes, RECORD,
+        x + base * XP, acted, row, step + 1, max_steps, tl.where(step + 1 < max_steps, now_alive, 0), record_actions,
+        record_rows, sizes, RECORD,
     )  # fmt: skip

@@ -151,7 +151,8 @@ def draw_latent(
     """Draw and store the next latent, DIMS dimensions at a time; return sound [ROWS], 0 where it is not finite.
 
     control [ROWS, CONTROL] has the logits of a shared mixture. z goes to the tile's scratch z_out, of which ``local``
-    [ROWS] are the rows, and, where RECORD, of the living to record_z [ROWS, 1].
+    [ROWS] are the rows, and, where RECORD, of the living to record_z [ROWS, 1]. Where RESIDUAL it is added to what
+    z_out held.
     """
     latent: tl.constexpr = sizes.value.latent
     ROWS: tl.constexpr = sizes.value.ROWS
@@ -187,6 +188,10 @@ def draw_latent(
             z = mean + exp(log_std) * tl.sqrt(temperature) * noise
         dim = group * DIMS + tl.arange(0, DIMS)[None, :]
         there = dim < latent
+        if sizes.value.RESIDUAL:
+            z += tl.load(z_out + (local[:, None] * sizes.value.XP + dim), mask=there, other=0.0)
+            # Several threads may have read a number that one of them is about to overwrite.
+            tl.debug_barrier()
         sound = sound & tl.min(tl.where(there, finite(z).to(tl.int32), 1), axis=1)
         tl.store(z_out + (local[:, None] * sizes.value.XP + dim), z, mask=there)
         if switches.value.RECORD:

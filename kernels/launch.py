@@ -92,6 +92,7 @@ class Model:
     sizes: dict[str, int]
     shared: bool
     settings: Settings
+    residual: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -106,6 +107,7 @@ def pack_model(
     head: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
     head_bias: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
     settings: Settings,
+    residual: bool = False,
 ) -> Model:
     """Pack M.
 
@@ -116,6 +118,7 @@ def pack_model(
         and taken apart, in the same dtype
     head_bias : the same of its bias, without H
     settings : of the launches
+    residual : whether the mixture is of the latent's change
     """
     hidden, inputs = weight_hh.shape[1], weight_ih.shape[1]
     latent, mixtures = head[1].shape[1:]
@@ -155,14 +158,14 @@ def pack_model(
         "ROWS": settings.rows, "STAGES": settings.num_stages,
     }  # fmt: skip
     gates = {"gate_weights": gate_weights, "gate_biases": gate_biases}
-    return Model(gates | weights | biases, sizes, shared, settings)
+    return Model(gates | weights | biases, sizes, shared, settings, residual)
 
 
 @dataclass(frozen=True)
 class Controllers:
     """The controllers' shape, as the kernels take it.
 
-    features : 1 (z), 2 (z, h) or 3 (z, h, c)
+    features : 1 (z), 2 (z, h) or 3 (z, h, c); 0 where actions are given in their place
     squash : a word of :data:`wm_engine.kernels.controller.SQUASHES` for each action dimension, or None for one-hot
     hidden_units : U, 0 for linear ones
     """
@@ -215,12 +218,13 @@ class Controllers:
 class Task:
     """A block of candidates to dream, and where its results go.
 
-    params : of P candidates, by :meth:`Controllers.pack`
+    params : of P candidates, by :meth:`Controllers.pack`; of given actions ``controllers`` [P, max_steps · A]
     z, h, c : float32 [E, Z], [E, H], [E, H]: where each episode begins, the same for all candidates
     returns : float32 [P·E]; lengths, failures : int32 [P·E]
     record : (z [T, R, Z], actions [T, R, A], rewards [T, R]), float32, zeros, of which this block's rollouts are the
         first P·E of the R; or None
     keys : words of the random-number contract; first_candidate : the first one's index in the whole population
+    first_episode, episode_stride : the episodes are numbers first, first + stride, ... of the whole's
     """
 
     params: dict[str, Tensor]
@@ -240,6 +244,8 @@ class Task:
     survival: bool
     sample_done: bool
     common: bool
+    first_episode: int = 0
+    episode_stride: int = 1
 
 
 def _signed(word: int) -> int:
@@ -255,6 +261,7 @@ def switches_of(task: Task) -> Switches:
         SURVIVAL=task.survival,
         COMMON=task.common,
         RECORD=task.record is not None,
+        STRIDED=(task.first_episode, task.episode_stride) != (0, 1),
     )
 
 
@@ -264,7 +271,7 @@ def values_of(model: Model, controllers: dict[str, Any], task: Task) -> dict[str
     controllers : of :meth:`Controllers.values`
     """
     record_z, record_actions, record_rewards = task.record if task.record is not None else (task.returns,) * 3
-    known = model.sizes | controllers | {"SHARED": model.shared, "DOT": model.settings.dot}
+    known = model.sizes | controllers | {"SHARED": model.shared, "DOT": model.settings.dot, "RESIDUAL": model.residual}
     return {
         # Controllers.
         **task.params, "squash": controllers["squash"],
@@ -278,6 +285,7 @@ def values_of(model: Model, controllers: dict[str, Any], task: Task) -> dict[str
         "rows": len(task.returns), "record_rows": task.record_rows, "episodes": task.episodes,
         "mixtures": model.sizes["mixtures"], "temperature": task.temperature, "max_steps": task.max_steps,
         "first_candidate": _signed(task.first_candidate),
+        "first_episode": _signed(task.first_episode), "episode_stride": _signed(task.episode_stride),
         "key_low": _signed(task.keys[0]), "key_high": _signed(task.keys[1]),
         # Constants.
         "sizes": Sizes(**{field.name: known[field.name] for field in fields(Sizes)}), "switches": switches_of(task),
@@ -381,7 +389,7 @@ class Stepper:
         total, device = self._tiles * model.sizes["ROWS"], model.device
         candidates = total // task.episodes
         self._state = scratch(model, total)
-        for name, size in (("alive", total), ("acted", total), ("clock", 5)):
+        for name, size in (("alive", total), ("acted", total), ("clock", 7)):
             self._state[name] = torch.zeros(size, dtype=torch.int32, device=device)
         self._params = {name: value.new_zeros(candidates, *value.shape[1:]) for name, value in task.params.items()}
         books = (task.returns, task.lengths, task.failures)
@@ -449,7 +457,8 @@ class Stepper:
             state[name].zero_()
         begin(state, task)
         state["alive"][: len(task.returns)] = 1
-        changing = (0, task.max_steps, _signed(task.first_candidate), *map(_signed, task.keys))
+        words = (task.first_candidate, task.first_episode, task.episode_stride, *task.keys)
+        changing = (0, task.max_steps, *map(_signed, words))
         state["clock"].copy_(torch.tensor(changing, dtype=torch.int32))
         for name, value in task.params.items():
             self._params[name][: len(value)].copy_(value)
@@ -498,7 +507,7 @@ class Steppers:
         """Dream a task in the Stepper of its shape."""
         key = (
             tiles_of(self._model, len(task.returns)), task.episodes, task.temperature, task.survival, task.sample_done,
-            task.common, task.record is not None,
+            task.common, task.record is not None, switches_of(task).STRIDED.value, task.params["controllers"].shape[1],
         )  # fmt: skip
         stepper = self._kept.pop(key, None) or Stepper(self._model, self._controllers, task)
         if stepper.nbytes <= self._most_bytes:

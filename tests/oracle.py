@@ -47,6 +47,7 @@ class Oracle:
     features: str
     squash: tuple[str, ...] | str
     hidden_units: int = 0
+    residual: bool = False
     w: dict[str, np.ndarray] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -124,6 +125,10 @@ class Oracle:
             z[d] = means[d, k] + np.exp(np.clip(log_stds[d, k], -7.0, 7.0)) * np.sqrt(tau) * normals[d]
         return z
 
+    def after(self, z: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        """The next latent, of the last one and what was drawn."""
+        return z + drawn if self.residual else drawn
+
     def step(
         self,
         params: np.ndarray,
@@ -138,13 +143,14 @@ class Oracle:
         temperature: float,
         reward: str,
         done: str,
+        given: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float, bool]:
-        """One step: action, z, h, c, reward, whether the episode ends with it."""
-        a = self.act(params, z, h, c)
+        """One step: action (``given``, or the controller's), z, h, c, reward, whether the episode ends with it."""
+        a = self.act(params, z, h, c) if given is None else np.asarray(given, dtype=np.float64)
         h, c = self.lstm(np.concatenate([z, a]), h, c)
         head = self.w["head.weight"] @ h + self.w["head.bias"]
         normals, choice, u = self.draws(seed, step, episode, candidate)
-        z = self.sample(head, normals, choice, temperature)
+        z = self.after(z, self.sample(head, normals, choice, temperature))
         logit = head[-1]
         ended = bool(logit > 0) if done == "threshold" else bool(sigmoid(logit) > u)
         return a, z, h, c, float(head[-2]) if reward == "predicted" else 1.0, ended
@@ -164,8 +170,9 @@ class Oracle:
         done: str = "threshold",
         common_random_numbers: bool = True,
         first_candidate: int = 0,
+        actions: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
-        """``params`` [P, D], starts [N, ...].
+        """``params`` [P, D], starts [N, ...], ``actions`` [P, max_steps, A] in the controllers' place.
 
         To returns, lengths [P, E]; z, actions, rewards [T, P, E, ...], zero after an end.
         """
@@ -187,6 +194,7 @@ class Oracle:
                         params[p], z, h, c, seed=seed, step=t, episode=e,
                         candidate=0 if common_random_numbers else first_candidate + p,
                         temperature=temperature, reward=reward, done=done,
+                        given=None if actions is None else actions[p, t],
                     )  # fmt: skip
                     out["returns"][p, e] += r
                     out["lengths"][p, e] += 1

@@ -24,10 +24,11 @@ class World:
         sizes: tuple[int, int, int, int] = (5, 3, 9, 3),
         candidates: int = 3,
         starts: int = 2,
+        residual: bool = False,
     ) -> None:
         generator = torch.Generator().manual_seed(0)
         Z, A, H, K = sizes
-        self.m = MDNRNN(Z, A, H, K, mixture)
+        self.m = MDNRNN(Z, A, H, K, mixture, residual)
         # Gates of much the same spread at every size: wide ones make the dream chaotic, and its error a lottery.
         scale = 0.5 * min(1.0, 3.0 / H**0.5)
         for name, value in self.m.state_dict().items():
@@ -37,7 +38,7 @@ class World:
         self.params = torch.randn(candidates, self.spec.num_params, generator=generator) * 0.5
         self.starts = Starts(*(torch.randn(starts, n, generator=generator) * 0.5 for n in (Z, H, H)))
         weights = {name: value.numpy() for name, value in self.m.state_dict().items()}
-        self.oracle = Oracle(weights, Z, A, H, K, mixture, features, squash, hidden_units)
+        self.oracle = Oracle(weights, Z, A, H, K, mixture, features, squash, hidden_units, residual)
 
     def want(self, **plan: Any) -> dict[str, np.ndarray]:
         states = (self.starts.z, self.starts.h, self.starts.c)

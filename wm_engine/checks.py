@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def check_int(name: str, value: Any, *, least: int) -> int:
@@ -44,10 +46,18 @@ def check_bool(name: str, value: Any) -> bool:
     return value
 
 
-def check_type(name: str, value: Any, wanted: type) -> None:
-    """Raise TypeError unless ``value`` is a ``wanted``."""
+def flag_of(text: str) -> bool:
+    """Return what "True" or "False" stands for; ValueError for another text: ``bool("False")`` is true."""
+    if text not in ("True", "False"):
+        raise ValueError(f"a flag must be 'True' or 'False', but was {text!r}")
+    return text == "True"
+
+
+def check_type(name: str, value: Any, wanted: type[T]) -> T:
+    """Return ``value`` if it is a ``wanted``; TypeError otherwise."""
     if not isinstance(value, wanted):
         raise TypeError(f"{name} must be a wm_engine.{wanted.__name__}, but was of type {type(value).__name__}")
+    return value
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:

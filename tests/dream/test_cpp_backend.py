@@ -27,10 +27,16 @@ PRECISIONS = cpp_backend.CppBackend.PRECISIONS
 class World:
     """A random world model with trained-like spreads, a population, and starts."""
 
-    def __init__(self, mixture: str, sizes: tuple[int, int, int, int] = (6, 2, 37, 3), candidates: int = 16) -> None:
+    def __init__(
+        self,
+        mixture: str,
+        sizes: tuple[int, int, int, int] = (6, 2, 37, 3),
+        candidates: int = 16,
+        residual: bool = False,
+    ) -> None:
         generator = torch.Generator().manual_seed(1)
         Z, A, H, K = sizes
-        self.m = MDNRNN(Z, A, H, K, mixture)
+        self.m = MDNRNN(Z, A, H, K, mixture, residual)
         for value in self.m.state_dict().values():
             value.copy_(torch.randn(value.shape, generator=generator) * H**-0.5)
         self.m.state_dict()["head.bias"][-1] -= 2.0
@@ -45,7 +51,8 @@ class World:
     def oracle(self) -> Oracle:
         weights = {name: value.numpy() for name, value in self.m.state_dict().items()}
         m, c = self.m, self.spec
-        return Oracle(weights, m.latent, m.action, m.hidden, m.mixtures, m.mixture, c.features, c.squash)
+        shape = (m.latent, m.action, m.hidden, m.mixtures, m.mixture, c.features, c.squash, c.hidden_units, m.residual)
+        return Oracle(weights, *shape)
 
 
 @needs_core
@@ -75,6 +82,29 @@ def test_every_level_and_precision_is_the_oracles(
     # torch has no int8 dream; bf16 is the nearest peer, and the floor of int8 does the rest.
     peer = world.dream("fp32" if precision == "fp32" else "bf16", backend="torch", record=True, **plan)
     got = world.dream(precision, record=True, **plan)
+    for name in ("z", "actions", "rewards"):
+        check(name, getattr(got, name), want[name], getattr(peer, name), precision)
+
+
+@needs_core
+@pytest.mark.parametrize("isa", LEVELS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("mixture", ["shared", "per_dim"])
+@pytest.mark.parametrize("sizes", [(6, 2, 37, 3), (17, 2, 33, 2)])
+def test_residual_dreams_of_given_actions_are_the_oracles(
+    isa: str, precision: str, mixture: str, sizes: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WM_ENGINE_ISA", isa)
+    world = World(mixture, sizes, candidates=5, residual=True)
+    actions = torch.tanh(torch.randn(5, 3, 2, generator=torch.Generator().manual_seed(3)))
+    choices = world.m.mixtures * world.m.layout.choices
+    world.m.state_dict()["head.bias"][:choices] *= 100.0
+    plan = {"episodes": 4, "max_steps": 3, "temperature": 0.9, "seed": 5}
+    states = (world.starts.z.numpy(), world.starts.h.numpy(), world.starts.c.numpy())
+    want = world.oracle().rollout(world.params.numpy(), *states, actions=actions.numpy(), **plan)
+    world.params = None
+    peer = world.dream("fp32" if precision == "fp32" else "bf16", "torch", record=True, actions=actions, **plan)
+    got = world.dream(precision, record=True, actions=actions, **plan)
     for name in ("z", "actions", "rewards"):
         check(name, getattr(got, name), want[name], getattr(peer, name), precision)
 

@@ -4,14 +4,14 @@ import contextlib
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
 
-from wm_engine.envs import EnvSettings, Task, backends, find_task, make_env, task_names
+from wm_engine.envs import EnvSettings, Task, backends, find_task, make_env, task_names, worker_process
 from wm_engine.envs.gymnasium_backend import GymnasiumEnv
-from wm_engine.envs.worker_process import _WORKER
 from wm_engine.errors import ConfigError, MissingDependencyError
 from wm_engine.spaces import Box, Discrete, Pixels, Spaces, Vector
 
@@ -247,6 +247,9 @@ def test_a_package_that_a_task_needs_is_named(tmp_path, monkeypatch):
         ({"squash": "argmax"}, "squash must be"),
         ({"action_repeat": 0}, "action_repeat must be at least 1"),
         ({"max_frames": 0}, "max_frames must be at least 1"),
+        ({"baselines": {"a": list, "b": list}, "peers": {"b": list}}, r"names of their own, but shared \['b'\]"),
+        ({"baselines": {"a": list}, "plans": {"a": list}}, r"names of their own, but shared \['a'\]"),
+        ({"baselines": {"random": list}}, r"names of their own, but shared \['random'\]"),
     ],
 )
 def test_fields_that_do_not_fit_are_named(fields, words):
@@ -307,7 +310,8 @@ def test_a_random_car_gets_somewhere():
 def in_worker(code):
     """What ``code`` prints in a process that has the worker's module as ``worker``."""
     head = "import sys; sys.path.insert(0, sys.argv[1]); import gymnasium_worker as worker, numpy as np\n"
-    command = [sys.executable, "-W", "ignore", "-c", head + textwrap.dedent(code), str(_WORKER.parent)]
+    folder = str(Path(worker_process.__file__).parent)
+    command = [sys.executable, "-W", "ignore", "-c", head + textwrap.dedent(code), folder]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

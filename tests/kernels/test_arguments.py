@@ -12,7 +12,7 @@ from wm_engine.kernels import dream
 from wm_engine.kernels.constants import Switches
 
 KERNELS = (dream.rollout_kernel, dream.act_kernel, dream.advance_kernel, dream.settle_kernel)
-PLAIN = Switches(GREEDY=False, SAMPLE_DONE=True, SURVIVAL=False, COMMON=True, RECORD=False)
+PLAIN = Switches(GREEDY=False, SAMPLE_DONE=True, SURVIVAL=False, COMMON=True, RECORD=False, STRIDED=False)
 
 
 def test_arguments_have_one_order() -> None:

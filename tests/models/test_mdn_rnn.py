@@ -17,6 +17,7 @@ from wm_engine.data.sequences import EncodedEpisode, SequenceBatch, cut_windows,
 from wm_engine.models.base import WorldState
 from wm_engine.models.mdn_rnn import MDNRNNSettings
 from wm_engine.ops.dream import dream_step
+from wm_engine.ops.mdn import mdn_nll
 from wm_engine.rng import StepWords, numbers
 from wm_engine.spaces import Box, Discrete, Spaces, Vector
 
@@ -24,15 +25,15 @@ MIXTURES = ["shared", "per_dim"]
 SIZES = [(5, 2, 7, 3), (1, 1, 1, 1), (4, 3, 8, 2), (9, 2, 5, 5)]
 
 
-def random_model(sizes: tuple[int, int, int, int], mixture: str, seed: int = 0) -> MDNRNN:
-    m, generator = MDNRNN(*sizes, mixture), torch.Generator().manual_seed(seed)
+def random_model(sizes: tuple[int, int, int, int], mixture: str, seed: int = 0, residual: bool = False) -> MDNRNN:
+    m, generator = MDNRNN(*sizes, mixture, residual), torch.Generator().manual_seed(seed)
     for value in m.state_dict().values():
         value.copy_(torch.randn(value.shape, generator=generator) * 0.5)
     return m
 
 
 def doubled(m: MDNRNN) -> MDNRNN:
-    copied = MDNRNN(m.latent, m.action, m.hidden, m.mixtures, m.mixture).double()
+    copied = MDNRNN(m.latent, m.action, m.hidden, m.mixtures, m.mixture, m.residual).double()
     copied.load_state_dict(m.state_dict())
     copied.set_reward_units(*m.reward_units())
     return copied
@@ -77,12 +78,14 @@ def test_state_dict_names_and_shapes(mixture: str) -> None:
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("mixture", MIXTURES)
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("residual", [False, True])
 def test_an_imagined_step_is_the_oracles_and_the_ops(
-    sizes: tuple[int, int, int, int], mixture: str, temperature: float
+    sizes: tuple[int, int, int, int], mixture: str, temperature: float, residual: bool
 ) -> None:
     Z, A, H, K = sizes
-    m, lanes, seed = random_model(sizes, mixture), 6, 11
-    oracle = Oracle({name: value.numpy() for name, value in m.state_dict().items()}, Z, A, H, K, mixture, "z", "tanh")
+    m, lanes, seed = random_model(sizes, mixture, residual=residual), 6, 11
+    weights = {name: value.numpy() for name, value in m.state_dict().items()}
+    oracle = Oracle(weights, Z, A, H, K, mixture, "z", "tanh", residual=residual)
     generator = torch.Generator().manual_seed(1)
     z, action, h, c = (torch.randn(lanes, size, generator=generator) for size in (Z, A, H, H))
     words = StepWords(seed, torch.zeros(1, dtype=torch.int64), torch.arange(lanes), m.blocks).at(4)[0]
@@ -104,7 +107,7 @@ def test_an_imagined_step_is_the_oracles_and_the_ops(
         after_h, after_c = oracle.lstm(np.concatenate([z[lane], action[lane]]).astype(np.float64), *start)
         head = oracle.w["head.weight"] @ after_h + oracle.w["head.bias"]
         lane_normals, lane_choice, _ = oracle.draws(seed, 4, lane, 0)
-        after_z = oracle.sample(head, lane_normals, lane_choice, temperature)
+        after_z = oracle.after(z[lane].double().numpy(), oracle.sample(head, lane_normals, lane_choice, temperature))
         for name, part in zip(want, (after_z, after_h, after_c, head[-2], head[-1]), strict=True):
             want[name].append(part)
     reference = {name: np.array(rows) for name, rows in want.items()}
@@ -175,8 +178,9 @@ def read_losses(m: MDNRNN, heads: Tensor, target: Tensor, batch: SequenceBatch, 
 
 @pytest.mark.parametrize("mixture", MIXTURES)
 @pytest.mark.parametrize("bound", [0.5, 8.0])
-def test_losses_are_those_of_the_distributions_over_live_steps(mixture: str, bound: float) -> None:
-    m = random_model((4, 3, 6, 2), mixture)
+@pytest.mark.parametrize("residual", [False, True])
+def test_losses_are_those_of_the_distributions_over_live_steps(mixture: str, bound: float, residual: bool) -> None:
+    m = random_model((4, 3, 6, 2), mixture, residual=residual)
     m.set_reward_units(0.7, 1.3)
     settings = MDNRNNSettings(reward_bound=bound, end_weight=10.0, reward_weight=3.0)
     batch = stack_windows(random_episodes([5, 9, 2, 7], 4, 3))
@@ -190,7 +194,8 @@ def test_losses_are_those_of_the_distributions_over_live_steps(mixture: str, bou
         for model in (doubled(m), m):
             exact = as_dtype(batch, next(model.parameters()).dtype)
             heads, _ = model.sequence(torch.cat([exact.mu[:-1], exact.actions], dim=-1))
-            readings.append(read_losses(model, heads, exact.mu[1:], exact, settings))
+            target = exact.mu[1:] - exact.mu[:-1] if residual else exact.mu[1:]
+            readings.append(read_losses(model, heads, target, exact, settings))
     check("losses", ours, *readings)
     weights = torch.tensor([1.0, 3.0, 1.0])
     check("their sum", value, (readings[0] * weights).sum(), (readings[1] * weights).sum())
@@ -258,17 +263,21 @@ def test_gradients_do_not_reach_what_was_burnt_in() -> None:
 
 
 @pytest.mark.parametrize("mixture", MIXTURES)
-def test_what_is_predicted_is_what_is_imagined_of_recorded_steps(mixture: str) -> None:
-    m = random_model((3, 2, 5, 2), mixture)
+@pytest.mark.parametrize("residual", [False, True])
+def test_what_is_predicted_is_what_is_imagined_of_recorded_steps(mixture: str, residual: bool) -> None:
+    m = random_model((3, 2, 5, 2), mixture, residual=residual)
     m.set_reward_units(5.0, 20.0)
     batch = stack_windows(random_episodes([6, 4], 3, 2))
     finished = m.finished()
     with torch.no_grad():
         said = m.predict(batch, batch.mu)
         single, _ = m.sequence(torch.cat([batch.mu[:-1], batch.actions], dim=-1))
-        exact = doubled(m)
+        exact, exact_mu = doubled(m), batch.mu.double()
         heads, _ = exact.sequence(torch.cat([batch.mu[:-1], batch.actions], dim=-1).double())
         parts = exact.split(heads)
+        target = exact_mu[1:] - exact_mu[:-1] if residual else exact_mu[1:]
+        want = mdn_nll(parts.logits, parts.means, parts.log_stds, target)
+        check("nll", said["nll"], want, m.predict(batch, batch.mu)["nll"])
         check("reward", said["reward"], parts.reward * 20.0 + 5.0, finished.predict(batch, batch.mu)["reward"])
         check("done", said["done"], parts.done, m.split(single).done)
         state = WorldState(batch.mu[0], *finished.initial(2))
@@ -280,9 +289,11 @@ def test_what_is_predicted_is_what_is_imagined_of_recorded_steps(mixture: str) -
 
 
 def test_it_is_built_for_a_tasks_spaces() -> None:
-    settings = MDNRNNSettings(hidden=7, mixtures=3, mixture="shared")
+    settings = MDNRNNSettings(hidden=7, mixtures=3, mixture="shared", residual=True)
     box = MDNRNN.build(4, Spaces(Vector(9), Box((-1.0,) * 2, (1.0,) * 2)), settings)
     assert (box.latent, box.action, box.hidden, box.mixtures, box.mixture) == (4, 2, 7, 3, "shared")
+    assert box.residual
+    assert not MDNRNN.build(4, Spaces(Vector(9), Discrete(5)), MDNRNNSettings()).residual
     assert MDNRNN.build(4, Spaces(Vector(9), Discrete(5)), settings).action == 5
 
 
@@ -291,3 +302,15 @@ def test_bad_sizes_are_refused() -> None:
         MDNRNN(hidden=0)
     with pytest.raises(TypeError, match=r"latent must be an int, but was 3\.5 \(float\)"):
         MDNRNN(latent=3.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="residual must be True or False, but was 'no'"):
+        MDNRNN(residual="no")  # type: ignore[arg-type]
+
+
+def test_a_model_that_says_no_change_stays_where_it_is() -> None:
+    m = MDNRNN(4, 2, 8, 3, residual=True)
+    for value in m.state_dict().values():
+        value.zero_()
+    state = WorldState(torch.randn(3, 4), *m.initial(3))
+    words = torch.zeros(3, m.blocks, 4, dtype=torch.int64)
+    with torch.no_grad():
+        assert torch.equal(m.imagine(state, torch.randn(3, 2), words, 0.0).state.z, state.z)

@@ -46,7 +46,11 @@ def models():
     torch.manual_seed(0)
     vision = [VAE(3), Identity(4)]
     vision[1].fit(torch.randn(20, 4))
-    worlds = [MDNRNN(4, 2, 8, 3, "shared"), MDNRNN(5, 3, 6, 2, "per_dim"), Drift(3, 2, 1, spread=0.5, wall=7.0)]
+    worlds = [
+        MDNRNN(4, 2, 8, 3, "shared"),
+        MDNRNN(5, 3, 6, 2, "per_dim", residual=True),
+        Drift(3, 2, 1, spread=0.5, wall=7.0),
+    ]
     return [(load_vision, model) for model in vision] + [(load_world_model, model) for model in worlds]
 
 
@@ -94,6 +98,16 @@ def test_weights_of_other_sizes_than_the_file_names_are_corrupt(tmp_path):
     sizes = {name: str(getattr(m, name)) for name in m.SIZES} | {"hidden": "9"}
     save_tensors(path, m.state_dict(), {"kind": "mdn_rnn"} | sizes)
     with pytest.raises(CorruptFileError, match="not a MDNRNN of this project"):
+        load_world_model(path)
+
+
+def test_a_file_from_before_there_were_residual_ones_predicts_the_latent_itself(tmp_path):
+    path, m = tmp_path / "model.safetensors", MDNRNN(4, 2, 8, 3)
+    sizes = {name: str(getattr(m, name)) for name in m.SIZES}
+    save_tensors(path, m.state_dict(), {"kind": "mdn_rnn"} | {k: v for k, v in sizes.items() if k != "residual"})
+    assert load_world_model(path).residual is False
+    save_tensors(path, m.state_dict(), {"kind": "mdn_rnn"} | sizes | {"residual": "1"})
+    with pytest.raises(CorruptFileError, match=r"not a MDNRNN of this project .*'True' or 'False', but was '1'"):
         load_world_model(path)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wm_engine.checks import check_tensor
+from wm_engine.checks import check_type
 from wm_engine.dream import DreamEngine, DreamOutput, Starts
-from wm_engine.dream.types import join
+from wm_engine.dream.types import checked_controls, join
 from wm_engine.errors import MissingDependencyError
 from wm_engine.fleet import Fleet, shards
 from wm_engine.models.base import WorldModel
@@ -87,16 +87,25 @@ class FleetEngine:
         self._recipe, self._fleet = recipe, fleet
         self.controller, self.device, self.backend = recipe.spec, torch.device(device), recipe.backend
 
-    def rollout(self, params: Tensor, starts: Starts, first_candidate: int = 0, **plan: Any) -> DreamOutput:
+    def rollout(
+        self,
+        params: Tensor | None = None,
+        starts: Starts | None = None,
+        first_candidate: int = 0,
+        actions: Tensor | None = None,
+        **plan: Any,
+    ) -> DreamOutput:
         """See :meth:`wm_engine.dream.engine.DreamEngine.rollout`; shards and answers travel by way of the CPU."""
-        params = check_tensor("params", params, ["P", self.controller.num_params]).detach().cpu()
+        name = "params" if actions is None else "actions"
+        controls = checked_controls(self.controller, params, actions).detach().cpu()
+        starts = check_type("starts", starts, Starts)
         starts = Starts(*(None if part is None else part.cpu() for part in (starts.z, starts.h, starts.c)))  # type: ignore[arg-type]
         tasks = [
             # A slice would travel with the whole tensor behind it.
-            {"params": params[part.start : part.stop].clone(), "first_candidate": first_candidate + part.start}
-            | {"starts": starts, "population": len(params)}
+            {name: controls[part.start : part.stop].clone(), "first_candidate": first_candidate + part.start}
+            | {"starts": starts, "population": len(controls)}
             | plan
-            for part in shards(len(params), self._fleet.workers)
+            for part in shards(len(controls), self._fleet.workers)
         ]
         return join(list(self._fleet.map(self._recipe, tasks)), self.device)
 

@@ -73,6 +73,18 @@ class SequenceBatch:
         }
         return SequenceBatch(**parts)
 
+    def lanes(self, chosen: Tensor) -> SequenceBatch:
+        """Return some of the windows, int64 [n], with what was before them."""
+        names = ("mu", "logvar", "actions", "rewards", "ends", "live")
+        part = replace(self, **{name: getattr(self, name)[:, chosen] for name in names})
+        if self.before is None or self.continued is None:
+            return part
+        continued = self.continued[chosen]
+        if not bool(continued.any()):
+            return replace(part, before=None, continued=None)
+        places = (self.continued.cumsum(0) - 1)[chosen][continued]
+        return replace(part, before=self.before.lanes(places), continued=continued)
+
     def sample(self, generator: torch.Generator) -> Tensor:
         """Draw a latent of every moment from its posterior: float32 [T+1, B, Z]; the draw is made on the CPU."""
         noise = torch.randn(self.mu.shape, generator=generator).to(self.mu.device)

@@ -54,6 +54,7 @@ class CppBackend:
             squash=c.squash,
             hidden_units=c.hidden_units,
             precision=precision,
+            residual=m.residual,
         )
 
     @staticmethod
@@ -75,10 +76,11 @@ class CppBackend:
             words.append("this processor's AMX cannot be used: the operating system or the compiler does not know it")
         return "; ".join(words)
 
-    def rollout(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
+    def rollout(self, controls: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
         """See :class:`wm_engine.dream.types.Backend`."""
         out = self._dream.rollout(
-            params=_array(params),
+            params=None if plan.open_loop else _array(controls),
+            actions=_array(controls) if plan.open_loop else None,
             z=_array(starts.z),
             h=None if starts.h is None else _array(starts.h),
             c=None if starts.c is None else _array(starts.c),
@@ -92,6 +94,8 @@ class CppBackend:
             first_candidate=plan.first_candidate,
             num_threads=self._num_threads,
             record=plan.record,
+            first_episode=plan.first_episode,
+            episode_stride=plan.episode_stride,
         )
         del out["work"]
         return DreamOutput(**{name: torch.from_numpy(value) for name, value in out.items()})

@@ -27,9 +27,10 @@ from wm_engine.checks import (
 )
 from wm_engine.dream import triton_backend
 from wm_engine.dream.cpp_backend import CppBackend
+from wm_engine.dream.ensemble_backend import EnsembleBackend
 from wm_engine.dream.torch_backend import DTYPES, TorchBackend
 from wm_engine.dream.triton_backend import TritonBackend
-from wm_engine.dream.types import Backend, DreamOutput, RolloutPlan, Starts, join
+from wm_engine.dream.types import Backend, DreamOutput, RolloutPlan, Starts, checked_controls, join
 from wm_engine.errors import DeviceLimitError, DeviceMemoryError
 from wm_engine.fleet import shards
 from wm_engine.models.base import WorldModel
@@ -68,13 +69,15 @@ def _cpp_missing() -> str | None:
 
 
 def _no_mdn_rnn(m: WorldModel, c: ControllerSpec) -> str | None:
-    if isinstance(m, MDNRNN):
+    member = m.episode_models()[0]
+    if isinstance(member, MDNRNN):
         return None
-    return f"it dreams MDN-RNNs alone, and this world model is a {type(m).__name__}: the torch backend dreams it"
+    return f"it dreams MDN-RNNs alone, and this world model is a {type(member).__name__}: the torch backend dreams it"
 
 
 def _beyond_triton(m: WorldModel, c: ControllerSpec) -> str | None:
-    return triton_backend.beyond_limits(m, c) if isinstance(m, MDNRNN) else _no_mdn_rnn(m, c)
+    member = m.episode_models()[0]
+    return _no_mdn_rnn(m, c) or (triton_backend.beyond_limits(member, c) if isinstance(member, MDNRNN) else None)
 
 
 BACKENDS = (
@@ -107,8 +110,8 @@ class DreamEngine:
 
     Parameters
     ----------
-    m : the world model, an MDN-RNN or, on the torch backend, any kind; its weights are copied, so train on and make a
-        new engine
+    m : the world model, an MDN-RNN or, on the torch backend, any kind; or an ensemble of N, whose member e mod N dreams
+        episode e. Its weights are copied, so train on and make a new engine
     c : the controllers' shape; latent, hidden and action must be M's
     device : where to dream
     devices : several of one kind, in place of ``device``: the population is split over them, a share to each, and the
@@ -134,9 +137,9 @@ class DreamEngine:
         devices: Sequence[str | torch.device] | None = None,
         crossovers: Mapping[str, int] | None = None,
     ) -> None:
-        check_type("m", m, WorldModel)
+        check_type("m", m, WorldModel)  # type: ignore[type-abstract]
         check_type("c", c, ControllerSpec)
-        self._hidden = m.hidden
+        self._state_size = m.state_size
         for name in ("latent", "hidden", "action") if "h" in c.features or m.hidden else ("latent", "action"):
             if getattr(m, name) != getattr(c, name):
                 raise ValueError(
@@ -166,9 +169,15 @@ class DreamEngine:
         self._backends = self._made(entry, m, **options)
 
     def _made(self, entry: BackendEntry, m: WorldModel, **options: Any) -> list[Backend]:
-        """A backend on each device."""
+        """A backend on each device; of an ensemble one for each member there."""
+
+        def made(where: torch.device) -> Backend:
+            models = m.episode_models()
+            backends = [entry.make(model, self.controller, where, self.precision, **options) for model in models]
+            return backends[0] if len(backends) == 1 else EnsembleBackend(backends, m.hidden)
+
         try:
-            return [entry.make(m, self.controller, where, self.precision, **options) for where in self.devices]
+            return [made(where) for where in self.devices]
         except torch.OutOfMemoryError as error:
             raise self._out_of_memory("M's weights take", error) from None
 
@@ -178,8 +187,8 @@ class DreamEngine:
 
     def rollout(
         self,
-        params: Tensor,
-        starts: Starts,
+        params: Tensor | None = None,
+        starts: Starts | None = None,
         episodes: int = 16,
         max_steps: int = 1000,
         temperature: float = 1.0,
@@ -190,17 +199,19 @@ class DreamEngine:
         first_candidate: int = 0,
         record: bool = False,
         population: int | None = None,
+        actions: Tensor | None = None,
     ) -> DreamOutput:
-        """Dream ``episodes`` episodes with each of P controllers.
+        """Dream ``episodes`` episodes with each of P controllers, or of P given sequences of actions.
 
         One step, in this order: ``a = squash(W·[z, h(, c)] + b)``; ``h, c = LSTM([z, a], (h, c))``; head of h; the
         reward is added; ``z ~ mixture``; the end. The ending step's reward counts.
 
         Parameters
         ----------
-        params : float32 [P, D], finite; layout in :class:`wm_engine.policies.controller.ControllerSpec`
+        params : float32 [P, D], finite; layout in :class:`wm_engine.policies.controller.ControllerSpec`. Not together
+            with ``actions``
         starts : episode e begins from ``starts[e mod N]``, the same for every candidate
-        episodes : E; max_steps : T, the most steps of an episode
+        episodes : E; max_steps : T, the most steps of an episode; with ``actions`` no more than there are
         temperature : tau; logits / tau and standard deviation · sqrt(tau); 0 takes the most likely component's mean
         seed : in [0, 2**64); with step, episode and candidate it fixes every number drawn (``wm_engine.rng``)
         reward : "predicted" adds M's reward head, "survival" 1 a step
@@ -210,6 +221,12 @@ class DreamEngine:
         record : keep latents, actions and rewards of every step too
         population : candidates of the whole of which ``params`` is a shard; None: P. What a backend chooses by size (a
             GPU's form) it chooses by this
+        actions : float32 [P, T, A], finite, in the controllers' place (open loop): in all its episodes candidate p does
+            ``actions[p, t]`` in step t, whatever M shows it. They are given to M as they are, neither squashed nor
+            clipped, so they must be what the squash puts out and M has learnt from: in a box the task's own units and
+            bounds; of discrete actions one-hot rows, a 1 for the one that is done and 0 for all others. A dream of
+            these candidates has the numbers (``seed``, ``first_candidate``, ...) that it has with controllers that do
+            the same
 
         Returns
         -------
@@ -219,15 +236,19 @@ class DreamEngine:
         a device has too little memory, after which the engine can be used again; DeviceLimitError where the kernels of
         a backend that was asked for by name do not fit the device. ``auto`` then takes the next backend, for good.
         """
-        params = check_tensor("params", params, ["P", self.controller.num_params])
-        check_type("starts", starts, Starts)
+        controls = checked_controls(self.controller, params, actions)
+        starts = check_type("starts", starts, Starts)
         check_tensor("starts.z", starts.z, ["N", self.controller.latent])
         for name in ("h", "c"):
-            if getattr(starts, name) is not None and self._hidden:
-                check_tensor(f"starts.{name}", getattr(starts, name), [len(starts), self._hidden])
+            if getattr(starts, name) is not None and self._state_size:
+                check_tensor(f"starts.{name}", getattr(starts, name), [len(starts), self._state_size])
+        max_steps = check_int("max_steps", max_steps, least=1)
+        if actions is not None:
+            max_steps = min(max_steps, controls.shape[1])
+            controls = controls[:, :max_steps]
         plan = RolloutPlan(
             episodes=check_int("episodes", episodes, least=1),
-            max_steps=check_int("max_steps", max_steps, least=1),
+            max_steps=max_steps,
             temperature=check_float("temperature", temperature, least=0.0, most=FLOAT32_MAX),
             seed=check_int("seed", seed, least=0),
             reward=check_choice("reward", reward, REWARDS),
@@ -235,10 +256,11 @@ class DreamEngine:
             common_random_numbers=check_bool("common_random_numbers", common_random_numbers),
             first_candidate=check_int("first_candidate", first_candidate, least=0),
             record=check_bool("record", record),
-            population=episodes * check_int("population", len(params) if population is None else population, least=1),
+            population=episodes * check_int("population", len(controls) if population is None else population, least=1),
+            open_loop=actions is not None,
         )
         key_words(plan.seed)
-        last = plan.first_candidate + params.shape[0]
+        last = plan.first_candidate + controls.shape[0]
         if max(last, plan.episodes) > _COUNTER_LIMIT:
             raise ValueError(
                 "candidates and episodes must fit the 32-bit counters of the random-number contract, but were "
@@ -246,7 +268,7 @@ class DreamEngine:
             )
         if plan.max_steps > _MOST_STEPS:
             raise ValueError(f"max_steps must be at most {_MOST_STEPS}, but was {plan.max_steps}")
-        return self._dream(params.detach(), starts, plan)
+        return self._dream(controls.detach(), starts, plan)
 
     def crossovers(self) -> dict[str, int]:
         """Measure the population size from which one kernel for all steps beats step by step, by what it depends on.
@@ -255,15 +277,17 @@ class DreamEngine:
         DeviceMemoryError where the device has no memory for it.
         """
         first = self._backends[0]
+        if isinstance(first, EnsembleBackend):
+            first = first.members[0]  # all are of one shape
         try:
             return first.crossovers() if isinstance(first, TritonBackend) else {}
         except torch.OutOfMemoryError as error:
             raise self._out_of_memory("measuring which form of the dream is faster takes", error) from None
 
-    def _dream(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
+    def _dream(self, controls: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
         too_little_memory = None
         try:
-            return self._split(params, starts, plan)
+            return self._split(controls, starts, plan)
         except DeviceLimitError as error:
             if self._spare is None:
                 raise
@@ -277,11 +301,12 @@ class DreamEngine:
             torch.cuda.empty_cache()
         if too_little_memory is not None:
             raise DeviceMemoryError(
-                f"{params.shape[0]} x {plan.episodes} rollouts on {', '.join(map(str, self.devices))} take more memory "
-                f"than is free: {too_little_memory} Dream fewer candidates a call, or free the device of other work."
+                f"{controls.shape[0]} x {plan.episodes} rollouts on {', '.join(map(str, self.devices))} take more "
+                f"memory than is free: {too_little_memory} Dream fewer candidates a call, or free the device of other "
+                "work."
             )
         self._fall_back()
-        return self._dream(params, starts, plan)
+        return self._dream(controls, starts, plan)
 
     def _fall_back(self) -> None:
         """Go over to the backend that ``auto`` would have taken without the one that does not fit the device."""
@@ -293,11 +318,15 @@ class DreamEngine:
         self.backend = entry.name
         self._backends = self._made(entry, m)
 
-    def _split(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
+    def _split(self, controls: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
         """Every device dreams its share of the candidates, in a thread of its own."""
-        parts = shards(len(params), len(self._backends))
+        parts = shards(len(controls), len(self._backends))
         work = [
-            (backend, params[part.start : part.stop], replace(plan, first_candidate=plan.first_candidate + part.start))
+            (
+                backend,
+                controls[part.start : part.stop],
+                replace(plan, first_candidate=plan.first_candidate + part.start),
+            )
             for backend, part in zip(self._backends, parts, strict=False)
         ]
 

@@ -39,13 +39,17 @@ class Dreams:
 
 
 def world_state(world: WorldModel, starts: Starts) -> WorldState:
-    """Return starts as states of a world model, on its device; missing (h, c) are those of a beginning."""
+    """Return starts as states of a world model, on its device; missing (h, c) are those of a beginning.
+
+    The dream that begins from ``starts[i]`` is episode i.
+    """
     device = world.device
     h, c = world.initial(len(starts))
     return WorldState(
         starts.z.to(device).float(),
         h if starts.h is None else starts.h.to(device).float(),
         c if starts.c is None else starts.c.to(device).float(),
+        torch.arange(len(starts), device=device),
     )
 
 

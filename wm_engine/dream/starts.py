@@ -34,7 +34,8 @@ def recorded_starts(
 
     Returns
     -------
-    Starts with z [N, Z], h and c [N, H], float32 on the CPU; h and c are None where the world model has none
+    Starts with z [N, Z], h and c [N, S], float32 on the CPU; h and c are None where the world model has none, and all
+    members' side by side in an ensemble
 
     Raises ValueError for a count under 1, a fraction outside [0, 1], or no episodes.
     """
@@ -67,7 +68,7 @@ def states_at(
     device = world.device
     count, place_of, step_of = len(owners), torch.from_numpy(owners), torch.from_numpy(steps)
     z = torch.empty(count, world.latent)
-    h, c = (torch.zeros(count, world.hidden) for _ in range(2))
+    h, c = (torch.zeros(count, world.state_size) for _ in range(2))
     order = sorted(set(owners.tolist()), key=lambda index: -episodes[index].steps)
     for number, first in enumerate(range(0, len(order), _MOST_LANES)):
         group = order[first : first + _MOST_LANES]

@@ -46,6 +46,7 @@ class _MDNRNNSteps:
             weight(w["head.weight"]),
             weight(w["head.bias"]),
             m.layout,
+            m.residual,
         )
 
     def draws(self, words: Tensor) -> tuple[Tensor, ...]:
@@ -97,27 +98,38 @@ class TorchBackend:
             self._steps = _AnySteps(m, device, self._dtype)
 
     @torch.inference_mode()
-    def rollout(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
+    def rollout(self, controls: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
         """See :class:`wm_engine.dream.types.Backend`."""
         per_call = max(1, _MOST_ROLLOUTS // plan.episodes)
         parts = [
-            self._block(params[first : first + per_call], starts, plan, plan.first_candidate + first)
-            for first in range(0, params.shape[0], per_call)
+            self._block(controls[first : first + per_call], starts, plan, plan.first_candidate + first)
+            for first in range(0, controls.shape[0], per_call)
         ]
         return join(parts, self._device)
 
     def release(self) -> None:
         """See :class:`wm_engine.dream.types.Backend`: nothing is kept."""
 
-    def _block(self, params: Tensor, starts: Starts, plan: RolloutPlan, first_candidate: int) -> DreamOutput:
-        spec, device, dtype = self._spec, self._device, self._dtype
-        wanted_p, wanted_e = params.shape[0], plan.episodes
+    def _raw_actions(
+        self, controls: Tensor, z: Tensor, h: Tensor, c: Tensor, step: int, plan: RolloutPlan
+    ) -> tuple[Tensor, Tensor]:
+        """Make a step's actions of all rollouts, [P·E, A] each: before the squash and after it."""
+        spec, num_p, num_e = self._spec, len(controls), len(z) // len(controls)
+        if plan.open_loop:
+            given = controls[:, step].unsqueeze(1).expand(-1, num_e, -1).flatten(0, 1)
+            return given, given
+        raw = raw_actions(spec, controls, spec.observe(z, h, c).unflatten(0, (num_p, num_e))).flatten(0, 1)
+        return raw, squash_actions(spec, raw)
+
+    def _block(self, controls: Tensor, starts: Starts, plan: RolloutPlan, first_candidate: int) -> DreamOutput:
+        device, dtype = self._device, self._dtype
+        wanted_p, wanted_e = controls.shape[0], plan.episodes
         num_e = max(wanted_e, _LEAST_EPISODES)
         num_p = max(wanted_p, -(-_LEAST_ROLLOUTS // num_e))
-        params = params.to(device, dtype)
-        params = torch.cat([params, params[:1].expand(num_p - wanted_p, -1)])
+        controls = controls.to(device, dtype)
+        controls = torch.cat([controls, controls[:1].expand(num_p - wanted_p, *controls.shape[1:])])
 
-        episodes = torch.arange(num_e, device=device)
+        episodes = plan.first_episode + plan.episode_stride * torch.arange(num_e, device=device)
         candidates = torch.zeros(1, dtype=torch.int64, device=device)
         if not plan.common_random_numbers:
             candidates = torch.arange(first_candidate, first_candidate + num_p, device=device)
@@ -136,9 +148,7 @@ class TorchBackend:
         record: list[tuple[Tensor, Tensor, Tensor]] = []
 
         for step in range(plan.max_steps):
-            features = spec.observe(z, h, c).unflatten(0, (num_p, num_e))
-            raw = raw_actions(spec, params, features).flatten(0, 1)
-            action = squash_actions(spec, raw)
+            raw, action = self._raw_actions(controls, z, h, c, step, plan)
             # Made once for all candidates that share them, and only then spread over the rollouts.
             numbers_of_step = tuple(per_rollout(part) for part in self._steps.draws(draws.at(step)))
             outcome = self._steps.step(WorldState(z, h, c), action, numbers_of_step, plan)

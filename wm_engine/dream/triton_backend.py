@@ -86,19 +86,23 @@ class TritonBackend:
             parts(w["head.weight"].T.to(dtype)),
             parts(w["head.bias"].float()),
             settings,
+            m.residual,
         )
         shape = launch.Controllers(len(c.features), None if c.squash == "argmax" else tuple(c.squash), c.hidden_units)
         self._shape, self._controllers = shape, shape.values(self._model)
         self._steppers = launch.Steppers(self._model, self._controllers, _KEPT_BYTES)
         one = torch.empty(1, c.num_params, device="meta")
         self._packed_candidate = shape.pack(self._model, c.layers(one))
+        # Of given actions, in the controllers' place.
+        self._given = launch.Controllers(0, shape.squash, 0).values(self._model)
+        self._given_steppers = launch.Steppers(self._model, self._given, _KEPT_BYTES)
 
     # Not inference_mode: before torch 2.11 a graph captured there spoils all that are captured outside it later.
     @torch.no_grad()
-    def rollout(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
+    def rollout(self, controls: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
         """See :class:`wm_engine.dream.types.Backend`. DeviceLimitError where a kernel does not fit the device."""
         try:
-            return self._rollout(params, starts, plan)
+            return self._rollout(controls, starts, plan)
         except Exception as error:
             if not self._launch.beyond_device(error):
                 raise
@@ -113,12 +117,18 @@ class TritonBackend:
             )
         # The kernels of a step are smaller. Not in the handler, whose traceback keeps the tensors of what failed.
         self._form = "steps"
-        return self.rollout(params, starts, plan)
+        return self.rollout(controls, starts, plan)
 
-    def _rollout(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
+    def _pack(self, controls: Tensor, plan: RolloutPlan) -> dict[str, Tensor]:
+        """Pack some candidates' parameters, or their actions."""
+        if plan.open_loop:
+            return {"controllers": controls.flatten(1)}
+        return self._shape.pack(self._model, self._spec.layers(controls))
+
+    def _rollout(self, controls: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
         spec, device = self._spec, self._device
-        P, E = params.shape[0], plan.episodes
-        params = params.to(device, torch.float32).contiguous()
+        P, E = controls.shape[0], plan.episodes
+        controls = controls.to(device, torch.float32).contiguous()
         begin = starts.to(device, torch.float32, spec.hidden)
         returns = torch.empty(P, E, device=device)
         lengths, failures = (torch.empty(P, E, dtype=torch.int32, device=device) for _ in range(2))
@@ -128,26 +138,28 @@ class TritonBackend:
             record = tuple(torch.zeros(*shape, *last, device=device) for last in ((spec.latent,), (spec.action,), ()))
 
         form = self._form_for(plan.population or P * E, plan.record)
-        block = candidates_a_launch(self._launch.bytes_per_candidate(self._model, self._packed_candidate, E), E)
-        episodes = torch.arange(E, device=device) % len(starts)
+        one = self._pack(controls[:1], plan) if plan.open_loop else self._packed_candidate
+        block = candidates_a_launch(self._launch.bytes_per_candidate(self._model, one, E), E)
+        episodes = (plan.first_episode + plan.episode_stride * torch.arange(E, device=device)) % len(starts)
         states = [state[episodes] for state in begin]
         for first in range(0, P, block):
             size = min(block, P - first)
             where = slice(first, first + size)
             shown = None if record is None else tuple(track[:, where].flatten(1, 2) for track in record)
-            controllers = self._shape.pack(self._model, spec.layers(params[where]))
             task = self._launch.Task(
-                controllers, E, *states,
+                self._pack(controls[where], plan), E, *states,
                 returns[where].view(-1), lengths[where].view(-1), failures[where].view(-1),
                 shown, P * E, plan.max_steps, plan.temperature, key_words(plan.seed), plan.first_candidate + first,
-                plan.reward == "survival", plan.done == "sample", plan.common_random_numbers,
+                plan.reward == "survival", plan.done == "sample", plan.common_random_numbers, plan.first_episode,
+                plan.episode_stride,
             )  # fmt: skip
-            self._dream(task, form)
+            self._dream(task, form, plan.open_loop)
         return DreamOutput(returns, lengths, (failures != 0).any(dim=1), *(record or ()))
 
     def release(self) -> None:
         """See :class:`wm_engine.dream.types.Backend`."""
         self._steppers.clear()
+        self._given_steppers.clear()
 
     def _form_for(self, rollouts: int, record: bool) -> str:
         if self._form != "auto":
@@ -173,16 +185,20 @@ class TritonBackend:
     def _crossover(self, key: str) -> int:
         return self._crossovers.get(key) or crossover(key, self._seconds)
 
-    def _dream(self, task: launch.Task, form: str) -> None:
+    def _dream(self, task: launch.Task, form: str, open_loop: bool) -> None:
         if form == "persistent":
-            self._launch.persistent(self._model, self._controllers, task)
+            self._launch.persistent(self._model, self._given if open_loop else self._controllers, task)
             return
-        self._steppers.run(task)
+        steppers, others = self._steppers, self._given_steppers
+        if open_loop:
+            steppers, others = others, steppers
+        others.clear()  # what is kept for the next launch has one bound
+        steppers.run(task)
 
     def _key(self) -> str:
         """All that the crossover depends on."""
         sizes = ",".join(f"{name}={size}" for name, size in self._model.sizes.items())
-        mixture = "shared" if self._model.shared else "per_dim"
+        mixture = ("shared" if self._model.shared else "per_dim") + (", residual" if self._model.residual else "")
         versions = f"triton {kernels.triton_version()}, torch {torch.__version__}"
         dtype = self._model.tensors["gate_weights"].dtype
         name = torch.cuda.get_device_name(self._device)

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from wm_engine.checks import check_tensor
+from wm_engine.policies.controller import ControllerSpec
 
 
 @dataclass(frozen=True)
 class Starts:
     """States that dreams begin from: z [N, Z], h and c [N, H]; missing h and c are zero. Any float dtype, finite.
+
+    For an ensemble h and c are all its members' side by side, of which an episode takes its own member's.
 
     Starts taken from the middle of recorded rollouts, with (h, c) burnt in by running M over the recorded frames, are
     what makes a dream cover the whole environment.
@@ -50,6 +53,9 @@ class RolloutPlan:
 
     population : how many rollouts the whole has of which this may be a share; 0 where this is all of it. What a backend
         chooses by size it chooses by this, so that shares have the bits of the whole
+    open_loop : actions are given in the controllers' place
+    first_episode, episode_stride : the episodes are numbers first, first + stride, ... of the random-number contract
+        and of the starts: those that one member of an ensemble dreams
     """
 
     episodes: int
@@ -62,6 +68,21 @@ class RolloutPlan:
     first_candidate: int = 0
     record: bool = False
     population: int = 0
+    open_loop: bool = False
+    first_episode: int = 0
+    episode_stride: int = 1
+
+
+def checked_controls(spec: ControllerSpec, params: Tensor | None, actions: Tensor | None) -> Tensor:
+    """Return what acts in a dream, controllers [P, D] or actions [P, T, A], of which exactly one must be given.
+
+    TypeError where both are given or none, ValueError for another shape or numbers that are not finite.
+    """
+    if actions is None:
+        return check_tensor("params", params, ["P", spec.num_params])
+    if params is not None:
+        raise TypeError("params must be None where actions are given, which stand in the controllers' place")
+    return check_tensor("actions", actions, ["P", "T", spec.action])
 
 
 @dataclass(frozen=True)
@@ -101,8 +122,11 @@ def join(parts: list[DreamOutput], device: torch.device) -> DreamOutput:
 class Backend(Protocol):
     """One way to compute dreams. Arguments have been checked when they arrive here."""
 
-    def rollout(self, params: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
-        """Dream ``plan.episodes`` episodes of each of ``params`` float32 [P, D]."""
+    def rollout(self, controls: Tensor, starts: Starts, plan: RolloutPlan) -> DreamOutput:
+        """Dream ``plan.episodes`` episodes of each of ``controls``.
+
+        controls : controllers' parameters float32 [P, D]; of an open loop actions float32 [P, plan.max_steps, A]
+        """
         ...
 
     def release(self) -> None:

@@ -11,7 +11,7 @@ from wm_engine.envs.envpool_backend import EnvPoolEnv, envpool_problem
 from wm_engine.envs.exploration import random_walk
 from wm_engine.envs.frames import FRAME_SHAPE, FRAME_SIZE, preprocess
 from wm_engine.envs.gymnasium_backend import GymnasiumEnv
-from wm_engine.envs.task import BACKENDS, Scenario, Task, find_task, task_names
+from wm_engine.envs.task import BACKENDS, Baseline, Driver, Explore, Peer, Scenario, Task, find_task, task_names
 from wm_engine.envs.vizdoom_backend import VizDoomEnv, vizdoom_problem
 from wm_engine.errors import ConfigError
 from wm_engine.machine import available_cpus
@@ -19,9 +19,13 @@ from wm_engine.machine import available_cpus
 __all__ = [
     "FRAME_SHAPE",
     "FRAME_SIZE",
+    "Baseline",
     "BatchedEnv",
+    "Driver",
     "EnvSettings",
+    "Explore",
     "LaneEnv",
+    "Peer",
     "Scenario",
     "Step",
     "Task",

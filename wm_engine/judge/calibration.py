@@ -75,7 +75,14 @@ def calibrate(
     owner_of, step_of = np.array(owners), np.array(steps)
     begin = states_at(world, episodes, owner_of, step_of, seed)
     dreams = imagine(
-        world, OnLanes(policy, torch.from_numpy(owner_of)), begin, horizon, temperature, seed, survival=survival, done=done
+        world,
+        OnLanes(policy, torch.from_numpy(owner_of)),
+        begin,
+        horizon,
+        temperature,
+        seed,
+        survival=survival,
+        done=done,
     )
     lengths = np.unique(np.geomspace(1, horizon, min(12, horizon)).round().astype(int))
     sums = [np.concatenate([[0.0], np.cumsum(_paid(episode, survival))]) for episode in episodes]

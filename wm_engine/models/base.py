@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -74,6 +74,14 @@ class MemorySettings(LearningSettings):
     sequence_length: int = Field(
         0, ge=0, description="steps of a sequence, after a burn-in that gradients do not reach; 0: whole episodes"
     )
+    members: int = Field(
+        1, ge=1, description="an ensemble of so many, each with batches of its own; a dreamt episode is all of one"
+    )
+
+    @property
+    def sequences(self) -> int:
+        """Sequences in one optimiser step, of all members together."""
+        return self.batch_size * self.members
 
     def steps_in(self, round_index: int) -> int:
         """Return the optimiser steps of a round."""
@@ -87,27 +95,40 @@ _Kind = TypeVar("_Kind", bound="SavedModel")
 class SavedModel(nn.Module):
     """A model that is a file: its weights, its kind, and the sizes that make a module of its shape."""
 
-    SIZES: ClassVar[dict[str, type]]
-    """The constructor's arguments with their types, each an attribute of the same name."""
+    SIZES: ClassVar[Mapping[str, Callable[[str], Any]]]
+    """The constructor's arguments, each an attribute of the same name, with what makes them of their text."""
+
+    SIZES_OF_OLD: ClassVar[Mapping[str, str]] = {}
+    """Sizes that files written before they came do not name, and what those files mean."""
 
     @property
     def device(self) -> torch.device:
         """Where the weights are; the CPU where there are none."""
         return next((part.device for part in self.parameters()), torch.device("cpu"))
 
+    def metadata(self) -> dict[str, str]:
+        """Return kind and sizes as the metadata of a file."""
+        sizes = {name: str(getattr(self, name)) for name in self.SIZES}
+        return {"kind": kind_name(type(self), _PACKAGE)} | sizes
+
+    @classmethod
+    def shaped(cls, metadata: Mapping[str, str]) -> Self:
+        """Make a module of the sizes in a file's metadata; KeyError, TypeError or ValueError where there are none."""
+        sizes = {**cls.SIZES_OF_OLD, **metadata}
+        return cls(**{name: of(sizes[name]) for name, of in cls.SIZES.items()})
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights, kind and sizes as safetensors, atomically."""
-        sizes = {name: str(getattr(self, name)) for name in self.SIZES}
-        save_tensors(path, self.state_dict(), {"kind": kind_name(type(self), _PACKAGE)} | sizes)
+        save_tensors(path, self.state_dict(), self.metadata())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read back what :meth:`save` wrote. CorruptFileError where the file holds something else."""
         tensors, metadata = load_tensors(path)
         try:
-            model = cls(**{name: of(metadata[name]) for name, of in cls.SIZES.items()})
+            model = cls.shaped(metadata)
             model.load_state_dict(tensors)
-        except (KeyError, ValueError, RuntimeError, TypeError) as error:
+        except (ConfigError, KeyError, ValueError, RuntimeError, TypeError) as error:
             raise CorruptFileError(f"{path}: not a {cls.__name__} of this project ({error}).") from error
         return model
 
@@ -149,14 +170,19 @@ class Vision(SavedModel, ABC):
 
 @dataclass(frozen=True)
 class WorldState:
-    """The state of B dreams, or real episodes: z [B, Z], and the recurrent h and c [B, H] (H may be 0)."""
+    """The state of B dreams, or real episodes: z [B, Z], and the recurrent h and c [B, S] (S may be 0).
+
+    episode : int64 [B], which dreamt episode each is of, for ensembles to know its member by; None on the road
+    """
 
     z: Tensor
     h: Tensor
     c: Tensor
+    episode: Tensor | None = None
 
     def __getitem__(self, index: Any) -> WorldState:
-        return WorldState(self.z[index], self.h[index], self.c[index])
+        episode = None if self.episode is None else self.episode[index]
+        return WorldState(self.z[index], self.h[index], self.c[index], episode)
 
 
 @dataclass(frozen=True)
@@ -171,7 +197,7 @@ class Imagined:
 class WorldModel(SavedModel, ABC):
     """A kind of M: dreams the next latent, the reward and the end from (state, action).
 
-    latent : Z; action : A; hidden : H, the length of h and of c, 0 where there are none
+    latent : Z; action : A; hidden : H, the length of h and of c as a controller sees them, 0 where there are none
     blocks : how many Philox blocks of four words a dreamt step draws (the random-number contract)
     """
 
@@ -186,9 +212,18 @@ class WorldModel(SavedModel, ABC):
     def build(cls, latent: int, spaces: Spaces, settings: Any) -> WorldModel:
         """Make a new one over latents of length Z for a task's spaces."""
 
+    @property
+    def state_size(self) -> int:
+        """S, the length of h and of c in a state: H, or in an ensemble all members' together."""
+        return self.hidden
+
+    def episode_models(self) -> list[WorldModel]:
+        """Return the N models that dreams are dreamt by, episode e by number e mod N: this one, or its members."""
+        return [self]
+
     @abstractmethod
     def initial(self, batch: int) -> tuple[Tensor, Tensor]:
-        """Return (h, c) at the beginning of an episode, [batch, H] each, on the model's device and in its dtype."""
+        """Return (h, c) at the beginning of an episode, [batch, S] each, on the model's device and in its dtype."""
 
     @abstractmethod
     def observe(self, z: Tensor, action: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

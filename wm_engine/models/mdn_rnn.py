@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from wm_engine.checks import check_int
+from wm_engine.checks import check_bool, check_int, flag_of
 from wm_engine.data.sequences import SequenceBatch
 from wm_engine.models.base import Imagined, MemorySettings, Scalars, WorldModel, WorldState
 from wm_engine.ops.dream import DreamWeights, dream_step
@@ -24,14 +25,12 @@ from wm_engine.spaces import Spaces
 LSTMState = tuple[Tensor, Tensor]
 
 
-class MDNRNNSettings(MemorySettings):
-    """Settings of the MDN-RNN, beside those of every kind of world model."""
+class RecurrentSettings(MemorySettings):
+    """Settings of an LSTM with heads for the latent, the reward and the end, beside those of every world model."""
 
-    kind: Literal["mdn_rnn"] = "mdn_rnn"
     hidden: int = Field(256, ge=1, description="H, units of the LSTM")
-    mixtures: int = Field(5, ge=1, description="K, components of the mixture")
-    mixture: Literal["shared", "per_dim"] = Field(
-        "per_dim", description="one choice of component for the whole latent, or one for every dimension (the paper's)"
+    residual: bool = Field(
+        False, description="predict the change of the latent, z' - z, and not z' itself: for latents that change little"
     )
     reward_weight: float = Field(1.0, ge=0.0, description="of the reward's loss, beside the latent's nats")
     reward_bound: float = Field(
@@ -42,6 +41,16 @@ class MDNRNNSettings(MemorySettings):
     )
 
 
+class MDNRNNSettings(RecurrentSettings):
+    """Settings of the MDN-RNN: those of its mixture."""
+
+    kind: Literal["mdn_rnn"] = "mdn_rnn"
+    mixtures: int = Field(5, ge=1, description="K, components of the mixture")
+    mixture: Literal["shared", "per_dim"] = Field(
+        "per_dim", description="one choice of component for the whole latent, or one for every dimension (the paper's)"
+    )
+
+
 class MDNRNN(WorldModel):
     """Predicts the next latent, the reward and the end of the episode from (z, action, hidden state).
 
@@ -49,6 +58,8 @@ class MDNRNN(WorldModel):
     ----------
     latent : Z; action : A; hidden : H; mixtures : K
     mixture : "shared" (one component choice for the whole vector) | "per_dim" (the paper's: one for every dimension)
+    residual : the mixture is of the change of the latent: z' = z + delta, delta ~ mixture. At a temperature tau it is
+        the change that is tempered: tau = 0 adds the most likely component's mean
 
     State dict: ``lstm.weight_ih_l0 [4H, Z+A]`` (the input is [z, a]; gates in the order i, f, g, o),
     ``lstm.weight_hh_l0 [4H, H]``, ``lstm.bias_ih_l0``, ``lstm.bias_hh_l0 [4H]``, ``head.weight [N, H]``,
@@ -56,10 +67,19 @@ class MDNRNN(WorldModel):
     """
 
     Settings = MDNRNNSettings
-    SIZES: ClassVar[dict[str, type]] = {"latent": int, "action": int, "hidden": int, "mixtures": int, "mixture": str}
+    SIZES: ClassVar[Mapping[str, Callable[[str], Any]]] = {
+        "latent": int, "action": int, "hidden": int, "mixtures": int, "mixture": str, "residual": flag_of,
+    }  # fmt: skip
+    SIZES_OF_OLD: ClassVar[Mapping[str, str]] = {"residual": "False"}
 
     def __init__(
-        self, latent: int = 32, action: int = 3, hidden: int = 256, mixtures: int = 5, mixture: str = "per_dim"
+        self,
+        latent: int = 32,
+        action: int = 3,
+        hidden: int = 256,
+        mixtures: int = 5,
+        mixture: str = "per_dim",
+        residual: bool = False,
     ) -> None:
         super().__init__()
         self.latent = check_int("latent", latent, least=1)
@@ -67,6 +87,7 @@ class MDNRNN(WorldModel):
         self.hidden = check_int("hidden", hidden, least=1)
         self.mixtures = check_int("mixtures", mixtures, least=1)
         self.mixture = mixture
+        self.residual = check_bool("residual", residual)
         self.layout = HeadLayout(latent, mixtures, mixture)
         self.lstm = nn.LSTM(latent + action, hidden)
         self.head = nn.Linear(hidden, self.layout.size)
@@ -76,7 +97,8 @@ class MDNRNN(WorldModel):
 
     @classmethod
     def build(cls, latent: int, spaces: Spaces, settings: Any) -> MDNRNN:
-        m = cls(latent, spaces.actions.size, settings.hidden, settings.mixtures, settings.mixture)
+        sizes = {name: getattr(settings, name) for name in cls.SIZES if name not in ("latent", "action")}
+        m = cls(latent, spaces.actions.size, **sizes)
         # Zeros say the center, in whatever units rewards will be learnt (Hafner et al. 2023 begin so too): random ones
         # would be hundreds of scales off where rewards are small or far from zero.
         with torch.no_grad():
@@ -108,7 +130,13 @@ class MDNRNN(WorldModel):
     def weights(self) -> DreamWeights:
         """Return the weights as a dreamt step uses them."""
         weight_ih, weight_hh, bias_ih, bias_hh = self.lstm.all_weights[0]
-        return DreamWeights(weight_ih, weight_hh, bias_ih + bias_hh, self.head.weight, self.head.bias, self.layout)
+        return DreamWeights(
+            weight_ih, weight_hh, bias_ih + bias_hh, self.head.weight, self.head.bias, self.layout, self.residual
+        )
+
+    def _targets(self, z: Tensor) -> Tensor:
+        """Return what the mixture is of, [T, B, Z], where the latents were z [T+1, B, Z]."""
+        return z[1:] - z[:-1] if self.residual else z[1:]
 
     def imagine(self, state: WorldState, action: Tensor, words: Tensor, temperature: float) -> Imagined:
         normals, choice_uniforms, done_uniforms = numbers(words, self.latent, self.mixture, state.z.dtype)
@@ -128,7 +156,7 @@ class MDNRNN(WorldModel):
         z, live = batch.sample(generator), batch.live
         head, _ = self.sequence(torch.cat([z[:-1], batch.actions], dim=-1), self._burnt_in(batch, generator))
         parts = self.split(head)
-        nll = mdn_nll(parts.logits, parts.means, parts.log_stds, z[1:])[live].mean()
+        nll = mdn_nll(parts.logits, parts.means, parts.log_stds, self._targets(z))[live].mean()
         target = (batch.rewards - self._reward_center) / self._reward_scale
         reward = 2.0 * F.huber_loss(parts.reward[live], target[live], delta=settings.reward_bound)
         weight = torch.tensor(settings.end_weight, device=z.device)
@@ -150,7 +178,7 @@ class MDNRNN(WorldModel):
     def predict(self, batch: SequenceBatch, z: Tensor) -> dict[str, Tensor]:
         head, _ = self.sequence(torch.cat([z[:-1], batch.actions], dim=-1))
         parts = self.split(head)
-        nll = mdn_nll(parts.logits, parts.means, parts.log_stds, z[1:])
+        nll = mdn_nll(parts.logits, parts.means, parts.log_stds, self._targets(z))
         return {"nll": nll, "reward": self._in_units(parts.reward), "done": parts.done}
 
     def _in_units(self, reward: Tensor) -> Tensor:

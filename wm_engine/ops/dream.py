@@ -23,6 +23,7 @@ class DreamWeights:
     """M's weights as a step uses them.
 
     weight_ih [4H, Z+A], weight_hh [4H, H], bias [4H], head_weight [N, H], head_bias [N], all of one dtype.
+    residual : the mixture is of the change z' - z, not of z'
     """
 
     weight_ih: Tensor
@@ -31,6 +32,7 @@ class DreamWeights:
     head_weight: Tensor
     head_bias: Tensor
     layout: HeadLayout
+    residual: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def dream_step(
     h, c = lstm_step(torch.cat([z, action], dim=-1), h, c, weights.weight_ih, weights.weight_hh, weights.bias)
     outputs = F.linear(h.to(weights.head_weight.dtype), weights.head_weight, weights.head_bias).to(c.dtype)
     head = weights.layout.split(outputs)
-    z = mdn_sample(head.logits, head.means, head.log_stds, choice_uniforms, normals, temperature)
+    drawn = mdn_sample(head.logits, head.means, head.log_stds, choice_uniforms, normals, temperature)
+    z = z + drawn if weights.residual else drawn
     ended = head.done > 0 if done == "threshold" else torch.sigmoid(head.done) > done_uniforms
     gained = head.reward if reward == "predicted" else torch.ones_like(head.reward)
     finite = torch.isfinite(z).all(dim=-1) & torch.isfinite(head.reward) & torch.isfinite(head.done)

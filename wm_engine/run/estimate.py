@@ -146,7 +146,7 @@ def _seconds_a_memory_step(state: LoopState) -> float:
     length = s.sequence_length or max(1, int(_DRIVEN * env.frame_limit / env.repeat))
     latents = torch.zeros(length + 1, model.latent)
     episode = EncodedEpisode(latents, latents, torch.zeros(length, model.action), torch.zeros(length), False)
-    batch = stack_windows([episode] * s.batch_size).to(state.device)
+    batch = stack_windows([episode] * s.sequences).to(state.device)
     trainer = Trainer("memory", model)
     return _timed(lambda: trainer.step(model.loss(batch, keyed_generator(0), s)[0], s.learning_rate, s.clip))
 

@@ -18,7 +18,8 @@ from wm_engine.files import Checkpoints
 from wm_engine.fleet import Fleet
 from wm_engine.learn.base import Learner, learner_kind
 from wm_engine.machine import choose_precision
-from wm_engine.models.base import WorldModel, vision_kind, world_model_kind
+from wm_engine.models.base import WorldModel, vision_kind
+from wm_engine.models.ensemble import build_world_model
 from wm_engine.models.latents import LatentCache
 from wm_engine.models.trainer import Trainer
 from wm_engine.real.agent import Agent
@@ -84,7 +85,7 @@ class LoopState:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, "models"))
             vision = vision_kind(config.vision.kind).build(spaces.observations, config.vision)
-            world = world_model_kind(config.memory.kind).build(vision.latent, spaces, config.memory)
+            world = build_world_model(vision.latent, spaces, config.memory)
         check_world(world, vision.latent, spaces.actions.size, str(config.memory.kind))
         self.vision = Trainer("vision", vision.to(self.device))
         self.memory = Trainer("memory", world.to(self.device))
