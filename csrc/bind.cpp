@@ -115,9 +115,10 @@ class Dream {
   }
 
   py::dict rollout(const py::object& params, const py::object& given, const py::object& z0, const py::object& h0,
-                   const py::object& c0, int64_t episodes, int64_t max_steps, double temperature, uint64_t seed, const std::string& reward,
-                   const std::string& done, bool common_random_numbers, uint64_t first_candidate, int64_t num_threads,
-                   bool record, int64_t first_episode, int64_t episode_stride) const {
+                   const py::object& c0, int64_t episodes, int64_t max_steps, double temperature, uint64_t seed,
+                   const std::string& reward, const std::string& done, bool common_random_numbers,
+                   uint64_t first_candidate, int64_t num_threads, bool record, int64_t first_episode,
+                   int64_t episode_stride) const {
     const wm::Model& m = engine_->model();
     wm::Plan plan{};
     plan.steps = wm::size_between("max_steps", max_steps, 1, std::numeric_limits<int32_t>::max());
@@ -312,9 +313,9 @@ PYBIND11_MODULE(_C, module) {
            py::arg("seed") = 0, py::arg("reward") = "predicted", py::arg("done") = "threshold",
            py::arg("common_random_numbers") = true, py::arg("first_candidate") = 0, py::arg("num_threads") = 1,
            py::arg("record") = false, py::arg("first_episode") = 0, py::arg("episode_stride") = 1,
-           "Dream params [P, D], or actions [P, max_steps, A] in their place, from starts z [N, Z], h, c [N, H]: a dict of returns [P, E], lengths [P, E], failed "
-           "[P], work (row_steps, rows_in_flight, scratch_bytes: wm::Work in dream.h) and, recorded, z [T, P, E, Z], "
-           "actions [T, P, E, A], rewards [T, P, E].")
+           "Dream params [P, D], or actions [P, max_steps, A] in their place, from starts z [N, Z], h, c [N, H]: a dict of "
+           "returns [P, E], lengths [P, E], failed [P], work (row_steps, rows_in_flight, scratch_bytes: wm::Work in "
+           "dream.h) and, recorded, z [T, P, E, Z], actions [T, P, E, A], rewards [T, P, E].")
       .def_property_readonly("isa", &Dream::isa)
       .def_property_readonly("precision", &Dream::precision)
       .def_property_readonly("packed_bytes", &Dream::packed_bytes);

@@ -1,8 +1,8 @@
 // Which rollout each row of a tile holds: the first ones, what a step has come to, and who takes the place of one that
 // ended.
 //
-//   in   lanes from the driver (a lane is the plan's episode e of candidate p, p E + e), starts z [N, Z], h and c [N, H], and each
-//        step's reward and end
+//   in   lanes from the driver (a lane is the plan's episode e of candidate p, p E + e), starts z [N, Z], h and c [N, H],
+//        and each step's reward and end
 //   out  rows ready to dream; returns and lengths [P, E]; and where they are recorded zs [T, P, E, Z], actions
 //        [T, P, E, A] and rewards [T, P, E]
 //

@@ -50,7 +50,7 @@ def dream(
         ((5, 3, 9, 3), "zh", ("tanh", "sigmoid", "relu_tanh"), 0),
         ((1, 1, 1, 1), "z", "identity", 0),
         ((7, 4, 33, 2), "zhc", "argmax", 6),
-        ((32, 3, 65, 5), "zh", "tanh", 0),
+        ((17, 3, 33, 2), "zh", "tanh", 0),
     ],
 )
 def test_given_actions_are_the_oracles(
@@ -73,12 +73,12 @@ def test_given_actions_are_the_oracles(
 
 @pytest.mark.parametrize("squash", ["identity", "argmax"])
 def test_controllers_that_do_the_same_dream_the_same(backend: str, squash: str) -> None:
-    world = World(squash=squash, candidates=4)
+    world = World(squash=squash, candidates=2)
     actions = some_actions(world, 1)
     world.params.zero_()
     world.params[:, -world.spec.action :] = actions[:, 0]  # the biases
-    plan: dict[str, Any] = {"episodes": 3, "max_steps": 4, "done": "sample"}
-    closed, opened = dream(world, backend, **plan), dream(world, backend, actions.expand(-1, 4, -1), **plan)
+    plan: dict[str, Any] = {"episodes": 3, "max_steps": 2, "done": "sample"}
+    closed, opened = dream(world, backend, **plan), dream(world, backend, actions.expand(-1, 2, -1), **plan)
     for name in FIELDS:
         assert torch.equal(getattr(closed, name), getattr(opened, name)), name
 
@@ -97,7 +97,7 @@ def test_a_dream_lasts_no_longer_than_its_actions(backend: str) -> None:
 
 def test_shards_of_actions_make_the_whole(backend: str) -> None:
     world = World(candidates=5)
-    actions = some_actions(world, 3)
+    actions = some_actions(world, 2)
     plan: dict[str, Any] = {"episodes": 3, "done": "sample", "common_random_numbers": False, "seed": 4}
     whole, plain = dream(world, backend, actions, **plan), dream(world, backend, actions, record=False, **plan)
     assert plain.z is None

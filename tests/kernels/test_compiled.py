@@ -12,7 +12,7 @@ from checker import check
 from kernel_device import DEVICE, EMULATED, needs_device
 from world import World
 
-from wm_engine import kernels
+from wm_engine import DreamEngine, kernels
 from wm_engine.dream.triton_backend import TritonBackend
 from wm_engine.dream.types import DreamOutput, RolloutPlan
 
@@ -44,6 +44,23 @@ def test_default_settings_are_the_oracles(form: str, mixture: str, precision: st
         check(name, getattr(got, name), want[name], getattr(peer, name), precision)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("mixture", ["shared", "per_dim"])
+def test_residual_dreams_of_given_actions_and_some_episodes_are_the_oracles(form: str, mixture: str) -> None:
+    world = World(mixture, sizes=SIZES["odd"], squash="tanh", candidates=4, residual=True)
+    actions = torch.tanh(torch.randn(4, 2, 2, generator=torch.Generator().manual_seed(1)))
+    plan = {"max_steps": 2, "temperature": 0.0}
+    states = (world.starts.z.numpy(), world.starts.h.numpy(), world.starts.c.numpy())
+    want = world.oracle.rollout(world.params.numpy(), *states, episodes=8, actions=actions.numpy(), **plan)
+    engine = DreamEngine(world.m, world.spec, backend="torch", precision="bf16")
+    peer = engine.rollout(starts=world.starts, actions=actions, episodes=8, record=True, **plan)
+    backend = TritonBackend(world.m, world.spec, DEVICE, "bf16", form)
+    strided = {"episodes": 3, "first_episode": 1, "episode_stride": 3, "open_loop": True, "record": True}
+    got = backend.rollout(actions, world.starts, RolloutPlan(**plan, **strided))
+    for name in ("z", "actions", "rewards"):
+        check(name, getattr(got, name), want[name][:, :, 1::3], getattr(peer, name)[:, :, 1::3], "bf16")
+
+
 @pytest.mark.skipif(EMULATED is None, reason="a GPU's order cannot be chosen")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("mixture", ["shared", "per_dim"])
@@ -51,7 +68,8 @@ def test_no_order_of_threads_changes_a_bit(form: str, mixture: str, monkeypatch:
     import emulated
     from ptx import Order
 
-    world = World(mixture, sizes=SIZES["odd"], squash="tanh", candidates=14)  # two tiles
+    # Two tiles; a residual one too, which reads the latent that it then writes.
+    world = World(mixture, sizes=SIZES["odd"], squash="tanh", candidates=14, residual=mixture == "shared")
     orders = [Order(), Order(late=True, blocks_backwards=True), Order(warps=True, late=True)]
     outputs = []
     for order in orders:

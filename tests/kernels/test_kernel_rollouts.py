@@ -160,3 +160,25 @@ def test_the_cpu_is_for_the_interpreter_alone(monkeypatch: pytest.MonkeyPatch) -
 def test_unknown_forms_are_refused() -> None:
     with pytest.raises(ValueError, match="form must be one of 'auto', 'persistent', 'steps', but was 'graph'"):
         TritonBackend(MDNRNN(), ControllerSpec(), DEVICE, form="graph")
+
+
+@pytest.mark.parametrize("form", ["persistent", "steps"])
+@pytest.mark.parametrize("mixture", ["shared", "per_dim"])
+def test_residual_dreams_of_given_actions_and_some_episodes_are_the_oracles(form: str, mixture: str) -> None:
+    # Several groups of latent dimensions, several tiles, and of the whole's episodes numbers 1, 4, 7.
+    world = World(mixture, squash="tanh", sizes=(18, 2, 33, 3), candidates=7, residual=True)
+    actions = torch.tanh(torch.randn(7, 2, 2, generator=torch.Generator().manual_seed(1)))
+    plan = {"max_steps": 2, "done": "sample", "seed": 3}
+    want = world.oracle.rollout(
+        world.params.numpy(), world.starts.z.numpy(), world.starts.h.numpy(), world.starts.c.numpy(),
+        episodes=8, actions=actions.numpy(), **plan,
+    )  # fmt: skip
+    engine = DreamEngine(world.m, world.spec, backend="torch")
+    peer = engine.rollout(starts=world.starts, actions=actions, episodes=8, record=True, **plan)
+    settings = launch.Settings(rows=16, units=16, dims=16, num_stages=1, dot=DOT)
+    strided = {"episodes": 3, "first_episode": 1, "episode_stride": 3, "open_loop": True, "settings": settings}
+    got = dream(world, actions, form, **plan, **strided)
+    assert got.lengths.tolist() == want["lengths"][:, 1::3].tolist()
+    check("returns", got.returns, want["returns"][:, 1::3], peer.returns[:, 1::3])
+    for name in ("z", "actions", "rewards"):
+        check(name, getattr(got, name), want[name][:, :, 1::3], getattr(peer, name)[:, :, 1::3])

@@ -193,6 +193,9 @@ def test_a_file_that_holds_something_else_is_corrupt(tmp_path: Path, change: dic
 def test_what_cannot_be_an_ensemble_is_refused() -> None:
     with pytest.raises(ValueError, match="members must be at least one world model, but were none"):
         Ensemble([])
+    batch = stack_windows(random_episodes([5, 3], 4, 2))
+    with pytest.raises(ValueError, match="batch must hold a sequence for each of 3 members, but held 2"):
+        ensemble(3).loss(batch, torch.Generator(), MDNRNNSettings())
     with pytest.raises(ValueError, match="members must be of one kind and of the same sizes, but differed"):
         Ensemble([MDNRNN(4, 2, 8, 3), MDNRNN(4, 2, 8, 3, residual=True)])
     bad: list[tuple[dict[str, Any], str]] = [

@@ -11,6 +11,7 @@ from checker import check
 from models.drift import Drift
 from toy_env import ToyEnv
 
+from wm_engine.models.ensemble import Ensemble
 from wm_engine.models.identity import Identity
 from wm_engine.models.mdn_rnn import MDNRNN
 from wm_engine.models.vae import VAE
@@ -209,3 +210,13 @@ def test_bad_arguments_are_named(parts):
     for frames, lanes in ((random_frames(1, 3)[0], None), (random_frames(1, 2)[0], np.array([0]))):
         with pytest.raises(ValueError, match="observations must be one a lane"):
             agent.act(frames, lanes)
+
+
+def test_an_ensembles_first_member_is_what_a_controller_sees():
+    members = [MDNRNN(latent=Z, action=A, hidden=H) for _ in range(3)]
+    spec, frames, vision = spec_of("zhc"), random_frames(3, 2), VAE(Z)
+    acted = []
+    for world in (Ensemble(members), members[0]):
+        agent = agent_of((vision, world), spec, population(spec), [0, 1])
+        acted.append([agent.act(frame) for frame in frames])
+    assert all(np.array_equal(ours, alone) for ours, alone in zip(*acted, strict=True))

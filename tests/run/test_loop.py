@@ -250,3 +250,26 @@ def test_evolution_in_the_real_environment_is_the_same_loop(tmp_path):
     rows = [row for row in read_metrics(tmp_path / "metrics" / "metrics.jsonl") if row["stage"] == "round"]
     store = RolloutStore.open(RunFolder(tmp_path).rollouts, create=False)
     assert rows[-1]["learning_frames"] > store.total_frames()
+
+
+def test_an_ensemble_learns_is_published_and_survives_a_kill(tmp_path):
+    members = ("memory.members=2", "rounds=2")
+    whole = run(tmp_path / "whole", *members)
+    scores = read_json(whole.scores)
+    assert scores["controller"]["mean"] > scores["random"]["mean"]
+    world = wm.load_run(whole.root).world
+    assert (type(world).__name__, len(world.episode_models())) == ("Ensemble", 2)
+    with pytest.raises(Killed):
+        run(tmp_path / "cut", *members, steps=cut_after("remember", 1, 3, saved=True))
+    assert differing(outcome(whole), outcome(run(tmp_path / "cut", *members))) == []
+
+
+def test_a_setting_that_came_later_counts_as_its_default(tmp_path):
+    folder = run(tmp_path, "rounds=1")
+    checkpoints = Checkpoints(folder.checkpoints)
+    number, tensors, state = checkpoints.latest()
+    del state["identity"]["memory"]["members"]
+    checkpoints.save(number + 1, tensors, state)
+    with pytest.raises(RunMismatchError, match=r"memory\.members: 1 -> 2"):
+        run(tmp_path, "rounds=2", "memory.members=2")
+    run(tmp_path, "rounds=2")

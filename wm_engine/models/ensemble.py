@@ -33,10 +33,10 @@ class EnsembleSettings(MemorySettings):
 class Ensemble(WorldModel):
     """N world models of one kind and of one shape.
 
-    A state's h and c are those of all members side by side, [B, N·H]: a real episode's go on in all of them, and a
-    dreamt one's in its own member alone. A controller sees one member's, [B, H]: in a dream its own's, on the road the
-    first one's. Hidden units of two members have nothing to do with each other, so a controller of an ensemble is best
-    given z alone.
+    A state's h and c are those of all members side by side, [B, N·H]: :meth:`observe` moves all of them on, so that
+    recorded starts are burnt in for each, and a dreamt step its own member's alone. A controller sees one member's,
+    [B, H]: in a dream its own member's, on the road the first one's. Hidden units of two members have nothing to do
+    with each other, so that a controller which works in all dreams makes little of them: z is what it is best given.
 
     members : at least one; ValueError where they are not of one kind and sizes
     """
@@ -129,10 +129,12 @@ class Ensemble(WorldModel):
         Of the batch's sequences member m learns from numbers m, m + N, m + 2 N, ...; ``memory.batch_size`` counts those
         of each. With the root the norm of all gradients together, which ``memory.clip`` bounds, is about one member's.
         """
-        count = len(self.members)
+        count, sequences = len(self.members), batch.live.shape[1]
+        if sequences < count:
+            raise ValueError(f"batch must hold a sequence for each of {count} members, but held {sequences}")
         values, scalars = [], []
         for number, member in enumerate(self.episode_models()):
-            lanes = torch.arange(number, batch.live.shape[1], count, device=batch.live.device)
+            lanes = torch.arange(number, sequences, count, device=batch.live.device)
             value, said = member.loss(batch.lanes(lanes), generator, settings)
             values.append(value)
             scalars.append(said)

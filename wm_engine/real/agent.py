@@ -44,7 +44,9 @@ class Agent:
         self.precision = check_choice("precision", precision, ("fp32", "bf16"))
         self.vision, self.world = vision.to(self.device).eval(), world.to(self.device).eval()
         self.policy = policy
-        self._h, self._c = world.initial(0)
+        # Of an ensemble the first member is what a controller sees on the road.
+        self._memory = self.world.episode_models()[0]
+        self._h, self._c = self._memory.initial(0)
 
     def with_policy(self, policy: Policy) -> Agent:
         """Return an agent with the same V and M and another policy."""
@@ -52,7 +54,7 @@ class Agent:
 
     def begin(self, lanes: int) -> None:
         """Begin new episodes in so many lanes: their hidden states are those of a beginning."""
-        self._h, self._c = self.world.initial(check_int("lanes", lanes, least=1))
+        self._h, self._c = self._memory.initial(check_int("lanes", lanes, least=1))
 
     @torch.inference_mode()
     def act(
@@ -86,11 +88,11 @@ class Agent:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             z, _ = self.vision.encode(torch.tensor(np.asarray(observations), device=self.device))
         state = WorldState(z.float(), self._h[index], self._c[index])
-        actions = self.policy.act(self.world.features(state, self.policy.features), index)
+        actions = self.policy.act(self._memory.features(state, self.policy.features), index)
         taken = actions.cpu().numpy()
         if perturb is not None:
             taken = np.asarray(perturb(taken), dtype=np.float32)
             actions = torch.from_numpy(taken).to(self.device)
-        if self.world.hidden:
-            self._h[index], self._c[index] = self.world.observe(state.z, actions, (state.h, state.c))
+        if self._memory.hidden:
+            self._h[index], self._c[index] = self._memory.observe(state.z, actions, (state.h, state.c))
         return taken

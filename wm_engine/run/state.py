@@ -26,7 +26,7 @@ from wm_engine.real.agent import Agent
 from wm_engine.real.driving import Runners
 from wm_engine.recorder import Recorder
 from wm_engine.rng import RNG_VERSION, derive_seed
-from wm_engine.run.config import Config, device_of, differences
+from wm_engine.run.config import Config, device_of, differences, make_config
 from wm_engine.run.folder import RunFolder
 
 _log = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ class LoopState:
 
         RunMismatchError where something does, unless ``keep``; it is logged then.
         """
-        changes = differences(begun_with, json.loads(json.dumps(self.config.identity())))
+        changes = differences(_as_of_now(begun_with), json.loads(json.dumps(self.config.identity())))
         if changes and not keep:
             raise RunMismatchError(
                 f"{self.folder.root}: was begun with other settings:\n  " + "\n  ".join(changes) + "\nChoose another "
@@ -206,6 +206,14 @@ class LoopState:
         except (KeyError, TypeError, RuntimeError) as error:
             raise CorruptFileError(f"{self.folder.checkpoints}: a checkpoint is not whole ({error})") from error
         self._saved_vision = self.place.vision_steps
+
+
+def _as_of_now(begun_with: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a run's settings with the defaults of those that have come since it was begun."""
+    try:
+        return json.loads(json.dumps(make_config(begun_with).identity()))
+    except ConfigError:  # some of them are gone, which is a difference
+        return begun_with
 
 
 def _number(checkpoints: Checkpoints) -> int:

@@ -1,0 +1,1 @@
+"""The tables of the pages under ``docs/worlds``, each made by one command."""
