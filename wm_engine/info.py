@@ -14,7 +14,7 @@ from wm_engine.dream.cpp_backend import CppBackend
 from wm_engine.machine import available_cpus
 from wm_engine.rng import RNG_VERSION
 
-_PACKAGES = ("torch", "numpy", "gymnasium", "envpool", "cma", "safetensors", "triton", "ray")
+_PACKAGES = ("torch", "numpy", "gymnasium", "envpool", "vizdoom", "cma", "safetensors", "triton", "ray")
 
 
 def collect_info() -> dict[str, Any]:
@@ -65,10 +65,11 @@ def _dream_backends() -> dict[str, dict[str, Any]]:
 
 
 def _environments() -> dict[str, dict[str, Any]]:
-    return {
-        name: {"available": problem is None, "detail": problem or "runs CarRacing-v3"}
-        for name, problem in envs.backends().items()
-    }
+    found = {}
+    for name, task in (("envpool", "car_racing"), ("gymnasium", "car_racing"), ("vizdoom", "takecover")):
+        problem = envs.backends(task)[name]
+        found[name] = {"available": problem is None, "detail": problem or f"runs {envs.find_task(task).env_id}"}
+    return found
 
 
 def format_info(info: dict[str, Any]) -> str:

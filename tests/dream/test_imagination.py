@@ -29,19 +29,20 @@ def dreamt(world, seed=5, temperature=1.0, **options):
     return imagine(world.m, policy, world.starts, STEPS, temperature, seed, **options)
 
 
-def engines(world, precision, seed=5, temperature=1.0):
+def engines(world, precision, seed=5, temperature=1.0, done="threshold"):
     engine = DreamEngine(world.m, world.spec, "cpu", "torch", precision)
-    plan = {"episodes": len(world.starts), "max_steps": STEPS, "temperature": temperature, "seed": seed}
+    plan = {"episodes": len(world.starts), "max_steps": STEPS, "temperature": temperature, "seed": seed, "done": done}
     return engine.rollout(world.params[:1], world.starts, record=True, **plan)
 
 
 @pytest.mark.parametrize("mixture", ["shared", "per_dim"])
 @pytest.mark.parametrize("features", ["z", "zh", "zhc"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_it_is_the_engines_dream_with_the_same_draws(mixture, features, temperature):
+@pytest.mark.parametrize("done", ["threshold", "sample"])
+def test_it_is_the_engines_dream_with_the_same_draws(mixture, features, temperature, done):
     world = ending(mixture, features)
-    ours = dreamt(world, temperature=temperature)
-    exact, peer = (engines(world, precision, temperature=temperature) for precision in ("fp64", "fp32"))
+    ours = dreamt(world, temperature=temperature, done=done)
+    exact, peer = (engines(world, precision, temperature=temperature, done=done) for precision in ("fp64", "fp32"))
     lengths = exact.lengths[0]
     assert torch.equal(peer.lengths[0], lengths)
     assert ours.live.sum(0).tolist() == lengths.tolist()

@@ -4,14 +4,14 @@ import contextlib
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
 
-from wm_engine.envs import EnvSettings, Task, backends, find_task, make_env, task_names
+from wm_engine.envs import EnvSettings, Task, backends, find_task, make_env, task_names, worker_process
 from wm_engine.envs.gymnasium_backend import GymnasiumEnv
-from wm_engine.envs.worker_process import _WORKER
 from wm_engine.errors import ConfigError, MissingDependencyError
 from wm_engine.spaces import Box, Discrete, Pixels, Spaces, Vector
 
@@ -218,7 +218,7 @@ def test_an_environment_that_is_not_registered_in_a_worker_is_named():
 def test_a_backend_that_the_task_does_not_run_on_is_refused():
     with pytest.raises(ConfigError, match="CartPole-v1 runs on gymnasium only, not on EnvPool"):
         make_env(EnvSettings(task="CartPole-v1", backend="envpool"), 1)
-    with pytest.raises(ValueError, match="backend must be one of 'auto', 'envpool', 'gymnasium', but was 'mujoco'"):
+    with pytest.raises(ValueError, match=r"backend must be one of .*'gymnasium', 'vizdoom', but was 'mujoco'"):
         make_env(EnvSettings(), 1, backend="mujoco")
 
 
@@ -240,13 +240,15 @@ def test_a_package_that_a_task_needs_is_named(tmp_path, monkeypatch):
     ("fields", "words"),
     [
         ({"backends": ()}, "backends must name at least one"),
-        ({"backends": ("envpol",)}, "backends must be one of 'envpool', 'gymnasium'"),
+        ({"backends": ("envpol",)}, "backends must be one of 'envpool', 'gymnasium', 'vizdoom'"),
+        ({"backends": ("vizdoom",)}, "scenario must be given where backends name vizdoom"),
         ({"reward": "points"}, "reward must be one of"),
         ({"squash": ("tanh",)}, "squash must be .* a word for each action"),
         ({"squash": "argmax"}, "squash must be"),
         ({"action_repeat": 0}, "action_repeat must be at least 1"),
         ({"max_frames": 0}, "max_frames must be at least 1"),
         ({"baselines": {"a": list, "b": list}, "peers": {"b": list}}, r"names of their own, but shared \['b'\]"),
+        ({"baselines": {"a": list}, "plans": {"a": list}}, r"names of their own, but shared \['a'\]"),
         ({"baselines": {"random": list}}, r"names of their own, but shared \['random'\]"),
     ],
 )
@@ -308,7 +310,8 @@ def test_a_random_car_gets_somewhere():
 def in_worker(code):
     """What ``code`` prints in a process that has the worker's module as ``worker``."""
     head = "import sys; sys.path.insert(0, sys.argv[1]); import gymnasium_worker as worker, numpy as np\n"
-    command = [sys.executable, "-W", "ignore", "-c", head + textwrap.dedent(code), str(_WORKER.parent)]
+    folder = str(Path(worker_process.__file__).parent)
+    command = [sys.executable, "-W", "ignore", "-c", head + textwrap.dedent(code), folder]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -16,7 +17,7 @@ from wm_engine.models.vae import VAE
 from wm_engine.policies.controller import Controllers, ControllerSpec
 from wm_engine.real.agent import Agent
 from wm_engine.real.driving import drive
-from wm_engine.real.exploration import NoisyAgent, PlannedActions, UniformActions
+from wm_engine.real.exploration import NoisyAgent, OpenLoop, PlannedActions, UniformActions
 from wm_engine.rng import episode_seeds
 from wm_engine.spaces import Box, Discrete, Spaces, Vector
 
@@ -82,6 +83,21 @@ def test_each_lane_follows_its_own_plan_whoever_stops():
     for step in range(1, 5):
         assert np.array_equal(policy.act(None, np.array([1]))[0], whole[1, step])
     assert np.array_equal(policy.act(None, np.array([0]))[0], whole[0, 1])
+
+
+def test_a_blind_plan_is_made_for_frames_and_follows_from_the_seed():
+    def count(rng, frames):
+        return np.stack([np.arange(frames) / frames, np.full(frames, rng.random()), np.full(frames, 2.0)], axis=1)
+
+    env = SimpleNamespace(spaces=TOY.spaces, max_frames=10, action_repeat=4)
+    policy = OpenLoop(count, env, [7, 8])
+    lanes = np.arange(2)
+    seen = [policy.act(lanes, lanes), policy.act(lanes, lanes), policy.act(lanes[1:], lanes[1:])]
+    assert [actions[-1, 0] for actions in seen] == np.array([0.0, 0.4, 0.8], np.float32).tolist()
+    drawn = [np.random.default_rng(seed).random() for seed in (7, 8)]
+    assert seen[0][:, 1].tolist() == np.array(drawn, np.float32).tolist()
+    assert [len(actions) for actions in seen] == [2, 2, 1]
+    assert max(actions.max() for actions in seen) == 1.0  # clipped to the space
 
 
 def test_a_random_car_drives_smoothly_and_variously():

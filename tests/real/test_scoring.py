@@ -99,6 +99,11 @@ class Forward:
         return np.full((len(lanes), 3), self.action, np.float32)
 
 
+def forward_for_ever(rng, frames):
+    """The same as a plan."""
+    return np.ones((frames, 3), np.float32)
+
+
 def learns(frames, seed):
     """A peer that has learnt as much as it was given frames."""
     return functools.partial(Forward, action=frames / 100)
@@ -109,18 +114,21 @@ def is_missing(frames, seed):
 
 
 def test_a_task_s_baselines_and_peers_meet_the_same_episodes(toy, monkeypatch):
-    task = dataclasses.replace(TOY, baselines={"forward": Forward}, peers={"apt": learns, "absent": is_missing})
+    task = dataclasses.replace(
+        TOY, baselines={"forward": Forward}, plans={"blind": forward_for_ever},
+        peers={"apt": learns, "absent": is_missing},
+    )  # fmt: skip
     monkeypatch.setattr(EnvSettings, "found", lambda self: task)
     settings = EvaluateSettings(episodes=10, seed=40)
     found = score_baselines(ENV, settings, frames=50)
     steps = np.array([ToyEnv.length(seed) - 1 for seed in range(40, 50)])
     assert found["forward"]["seeds"] == found["apt"]["seeds"] == list(range(40, 50))
-    assert found["forward"]["returns"] == (steps - 100).tolist()
+    assert found["forward"]["returns"] == found["blind"]["returns"] == (steps - 100).tolist()
     assert found["apt"]["returns"] == (0.5 * steps - 100).tolist()
     assert found["apt"]["learnt_from"] == 50
     assert found["absent"] == {"missing": "pip install 'wm-engine[peers]'"}
-    assert list(score_baselines(ENV, settings)) == ["forward"]
-    assert list(score_baselines(ENV, settings.model_copy(update={"peers": False}), frames=50)) == ["forward"]
+    assert list(score_baselines(ENV, settings)) == ["forward", "blind"]
+    assert list(score_baselines(ENV, settings.model_copy(update={"peers": False}), frames=50)) == ["forward", "blind"]
 
 
 def test_a_score_can_be_repeated(toy, agent):

@@ -16,7 +16,7 @@ from wm_engine.run.config import (
     resolve,
 )
 
-NAMES = ["carracing", "carracing-paper", "cartpole", "quick", "smoke"]
+NAMES = ["carracing", "carracing-paper", "cartpole", "quick", "smoke", "takecover", "takecover-paper"]
 
 
 def test_the_presets_are_there_and_described():
@@ -42,9 +42,19 @@ def test_the_paper_is_the_papers():
     assert {"dream": controller.dream_episodes, "real": controller.real_episodes}[controller.train_in] == 16
 
 
+def test_the_papers_takecover_is_the_papers():
+    config = resolve("takecover-paper")
+    assert (config.rounds, config.drive.first_episodes, config.env.action_repeat) == (1, 10_000, 1)
+    assert (config.vision.latent, config.memory.hidden, config.memory.mixtures) == (64, 512, 5)
+    controller = config.controller
+    assert (controller.features, controller.temperature, controller.done) == ("zhc", 1.15, "threshold")
+    assert (controller.dream_steps, controller.reward, config.memory.end_weight) == (2100, "survival", 10.0)
+
+
 def test_c_learns_in_the_dream_alone_unless_it_is_told_otherwise():
     assert {name: resolve(name).controller.wants_real() for name in NAMES} == {
         "carracing": False, "carracing-paper": True, "cartpole": False, "quick": False, "smoke": False,
+        "takecover": False, "takecover-paper": False,
     }  # fmt: skip
 
 

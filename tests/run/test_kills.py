@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -30,9 +31,9 @@ def start(root: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def cut(root: Path, moment: Callable[[], bool], how: signal.Signals) -> tuple[int, str]:
+def cut(root: Path, moment: Callable[[], bool], how: signal.Signals, *arguments: str) -> tuple[int, str]:
     """Start the run, send it a signal as soon as ``moment`` has come; its exit status and the end of what it said."""
-    process = start(root)
+    process = start(root, *arguments)
     deadline = time.monotonic() + PATIENCE
     while not moment() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -41,8 +42,8 @@ def cut(root: Path, moment: Callable[[], bool], how: signal.Signals) -> tuple[in
     return process.returncode, said
 
 
-def finish(root: Path) -> str:
-    process = start(root)
+def finish(root: Path, *arguments: str) -> str:
+    process = start(root, *arguments)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     return out
@@ -81,6 +82,27 @@ def test_a_run_that_was_killed_in_every_step_ends_with_the_same_bytes(tmp_path):
             assert "the same command goes on where this one stopped" in said.splitlines()[-1]
             assert "Traceback" not in said
     finish(broken)
+    expected, found = outcome(whole), outcome(broken)
+    assert [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)] == []
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("vizdoom") is None, reason="VizDoom is not installed: pip install 'wm-engine[doom]'"
+)
+def test_a_killed_run_of_takecover_ends_with_the_same_bytes(tmp_path):
+    whole, broken, doom = tmp_path / "whole", tmp_path / "broken", ("--set", "env.task=takecover")
+    finish(whole, *doom)
+    checkpoints = RunFolder(broken).checkpoints
+    # In V's learning, and in the second round's episodes.
+    for number in (5, 19):
+        status, _ = cut(
+            broken,
+            lambda number=number: any(int(path.stem) >= number for path in checkpoints.glob("[0-9]*.safetensors")),
+            signal.SIGKILL,
+            *doom,
+        )
+        assert status == -signal.SIGKILL
+    finish(broken, *doom)
     expected, found = outcome(whole), outcome(broken)
     assert [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)] == []
 

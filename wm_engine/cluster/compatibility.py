@@ -23,7 +23,7 @@ from wm_engine.models.vae import VAE
 from wm_engine.rng import RNG_VERSION
 
 # What simulates and draws the real environments, by the names they are installed under.
-_PACKAGES = ("numpy", "gymnasium", "envpool", "Box2D", "box2d-py", "pygame", "pygame-ce")
+_PACKAGES = ("numpy", "gymnasium", "envpool", "vizdoom", "Box2D", "box2d-py", "pygame", "pygame-ce")
 # In this order: the weights of M, rounded, do not come back.
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Frames at once: torch's kernels differ between one and many.

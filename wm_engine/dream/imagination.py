@@ -62,6 +62,7 @@ def imagine(
     temperature: float = 1.0,
     seed: int = 0,
     survival: bool = False,
+    done: str = "threshold",
 ) -> Dreams:
     """Dream one dream a start, all at once.
 
@@ -69,10 +70,11 @@ def imagine(
     ----------
     world : a finished world model
     policy : acts in lane i of the dream that begins from ``starts[i]``; or recorded actions: step -> float32 [B, A]
-    steps : T; a dream ends before where the end's logit is over 0
+    steps : T; a dream ends before where it ends
     temperature : tau
     seed : lane i draws as episode i of the random-number contract does, with candidate word 0
     survival : every step is worth 1, whatever the model predicts
+    done : "threshold" (a dream ends where the end's logit is over 0) | "sample" (as often as its sigmoid says)
     """
     state = world_state(world, starts)
     count, device = len(starts), state.z.device
@@ -89,12 +91,15 @@ def imagine(
             action = policy(step).to(device)
         else:
             action = policy.act(world.features(state, policy.features), lanes)
-        imagined = world.imagine(state, action, words.at(step)[0], temperature)
+        drawn = words.at(step)[0]
+        imagined = world.imagine(state, action, drawn, temperature)
         state = imagined.state
         z.append(state.z)
         seen.append(world.decode(state))
         actions.append(action)
         rewards.append(torch.ones_like(imagined.reward) if survival else imagined.reward)
         live.append(on)
-        on = on & ~(imagined.done > 0)
+        # The last block's first word, as on every backend.
+        limit = (((drawn[:, -1, 0] >> 9).to(state.z.dtype) + 0.5) * 2.0**-23).logit() if done == "sample" else 0.0
+        on = on & ~(imagined.done > limit)
     return Dreams(*(torch.stack(part).cpu() for part in (z, seen, actions, rewards, live)))

@@ -1,4 +1,5 @@
-"""Real environments, many at once, behind one protocol: EnvPool where it is installed, gymnasium otherwise."""
+"""Real environments, many at once, behind one protocol: EnvPool where it is installed, gymnasium otherwise,
+VizDoom for its scenarios."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from wm_engine.envs.envpool_backend import EnvPoolEnv, envpool_problem
 from wm_engine.envs.exploration import random_walk
 from wm_engine.envs.frames import FRAME_SHAPE, FRAME_SIZE, preprocess
 from wm_engine.envs.gymnasium_backend import GymnasiumEnv
-from wm_engine.envs.task import Baseline, Driver, Peer, Task, find_task, task_names
+from wm_engine.envs.task import BACKENDS, Baseline, Driver, Explore, Peer, Scenario, Task, find_task, task_names
+from wm_engine.envs.vizdoom_backend import VizDoomEnv, vizdoom_problem
 from wm_engine.errors import ConfigError
 from wm_engine.machine import available_cpus
 
@@ -21,8 +23,10 @@ __all__ = [
     "BatchedEnv",
     "Driver",
     "EnvSettings",
+    "Explore",
     "LaneEnv",
     "Peer",
+    "Scenario",
     "Step",
     "Task",
     "backends",
@@ -43,7 +47,7 @@ def backends(task: str = "car_racing") -> dict[str, str | None]:
     """Name each backend with why it cannot run ``task`` here, or None where it can as far as is known."""
     found = find_task(task)
     gymnasium = None if "gymnasium" in found.backends else f"{task} does not run on gymnasium"
-    return {"envpool": envpool_problem(found), "gymnasium": gymnasium}
+    return {"envpool": envpool_problem(found), "gymnasium": gymnasium, "vizdoom": vizdoom_problem(found)}
 
 
 def choose_backend(settings: EnvSettings) -> str:
@@ -76,7 +80,7 @@ def make_env(
     installed.
     """
     if backend is not None:
-        check_choice("backend", backend, ("auto", "envpool", "gymnasium"))
+        check_choice("backend", backend, ("auto", *BACKENDS))
         settings = settings.model_copy(update={"backend": backend})
     lanes = settings.num_envs if num_lanes is None else check_int("num_lanes", num_lanes, least=1)
     limit = settings.frame_limit if max_frames is None else check_int("max_frames", max_frames, least=1)
@@ -86,4 +90,5 @@ def make_env(
         return EnvPoolEnv(task, lanes, limit, threads, settings.repeat)
     if choice not in task.backends:
         raise ConfigError(f"{task.name} runs on {', '.join(task.backends)} only, but env.backend was {choice!r}")
-    return GymnasiumEnv(task, lanes, limit, threads, settings.repeat)
+    kind = VizDoomEnv if choice == "vizdoom" else GymnasiumEnv
+    return kind(task, lanes, limit, threads, settings.repeat)

@@ -27,7 +27,7 @@ class EnvSettings(Section):
         "car_racing",
         description="a task of this package, a registered gymnasium environment, or an importable module with a task",
     )
-    backend: Literal["auto", "envpool", "gymnasium"] = Field(
+    backend: Literal["auto", "envpool", "gymnasium", "vizdoom"] = Field(
         "auto", description="auto takes the fastest of the task's backends that is installed"
     )
     action_repeat: int | None = Field(
@@ -37,7 +37,7 @@ class EnvSettings(Section):
         None, ge=1, description="an episode is truncated after so many frames; left out: the task's own"
     )
     num_envs: int = Field(16, ge=1, description="environments that run at once")
-    num_threads: int = Field(0, ge=0, description="threads (EnvPool) or worker processes (gymnasium); 0: one a CPU")
+    num_threads: int = Field(0, ge=0, description="threads (EnvPool) or worker processes (others); 0: one a CPU")
 
     def found(self) -> Task:
         """The task itself; raises what :func:`wm_engine.envs.find_task` raises."""
@@ -80,7 +80,7 @@ class Step:
 class BatchedEnv(Protocol):
     """Many copies ("lanes") of an environment, stepped together, one episode a lane between two resets.
 
-    backend : "envpool" | "gymnasium"
+    backend : "envpool" | "gymnasium" | "vizdoom"
     task : what is simulated
     spaces : the task's
     num_lanes : the most lanes a reset may start
@@ -127,7 +127,8 @@ class LaneEnv:
     """The part of a BatchedEnv that does not depend on who simulates: checks, repeated actions, limits, pictures.
 
     A backend implements ``_reset`` and ``_step`` for single frames, on the environment's own observations. It is given
-    discrete actions as int32 [m], and boxes' as float32 [m, A] within the bounds. Raises what ``check_int`` raises.
+    discrete actions as int32 [m], and boxes' as float32 [m, A] within the bounds. One that repeats actions by itself
+    implements ``_repeat`` in place of ``_step``. Raises what ``check_int`` raises.
     """
 
     backend: str

@@ -8,6 +8,7 @@ of the lanes, and each looks after its parent.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,15 +23,16 @@ class GymnasiumEnv(LaneEnv):
     """gymnasium's environments, lane i held by worker i mod W. Headless: nothing is drawn on a screen."""
 
     backend = "gymnasium"
+    script = "gymnasium_worker.py"
 
     def __init__(self, task: Task, num_lanes: int, max_frames: int, num_threads: int, action_repeat: int = 1) -> None:
         super().__init__(task, num_lanes, max_frames, action_repeat)
         self.workers: list[WorkerProcess] = []
         try:
             for _ in range(min(num_threads, num_lanes)):
-                self.workers.append(WorkerProcess(with_our_path=bool(task.register) or ":" in task.env_id))
+                self.workers.append(WorkerProcess(bool(task.register) or ":" in task.env_id, self.script))
             for worker in self.workers:
-                worker.send("start", task.env_id, max_frames, task.register)
+                worker.send("start", *self._request())
             found = [self._answer(worker) for worker in self.workers]
             self._check_spaces(found[0])
         except BaseException:
@@ -46,6 +48,10 @@ class GymnasiumEnv(LaneEnv):
             worker.close()
         self.workers = []
 
+    def _request(self) -> tuple[Any, ...]:
+        """What a worker needs to start its lanes."""
+        return self.task.env_id, self.max_frames, self.task.register
+
     def _reset(self, seeds: list[int]) -> np.ndarray:
         if not self.workers:
             raise ValueError("these environments are closed")
@@ -55,14 +61,18 @@ class GymnasiumEnv(LaneEnv):
         return _gather([positions for _, positions in shares], self._answers(shares))
 
     def _step(self, actions: np.ndarray, lanes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        return self._asked(lanes, lambda places: (lanes[places].tolist(), actions[places]))
+
+    def _asked(self, lanes: np.ndarray, request: Callable[[np.ndarray], tuple[Any, ...]]) -> Any:
+        """Step ``lanes`` in their workers: ``request`` makes the arguments for those at some places in ``lanes``.
+
+        Returns a worker's answer, array by array, gathered in the order of ``lanes``.
+        """
         shares = self._shares(lanes)
         for worker, positions in shares:
-            worker.send("step", lanes[positions].tolist(), actions[positions])
+            worker.send("step", *request(positions))
         places = [positions for _, positions in shares]
-        observations, rewards, terminated, truncated = (
-            _gather(places, column) for column in zip(*self._answers(shares), strict=True)
-        )
-        return observations, rewards, terminated, truncated
+        return tuple(_gather(places, column) for column in zip(*self._answers(shares), strict=True))
 
     def _shares(self, lanes: np.ndarray) -> list[tuple[WorkerProcess, np.ndarray]]:
         # Each worker with the positions in ``lanes`` of those it holds.

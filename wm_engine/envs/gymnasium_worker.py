@@ -12,6 +12,7 @@ import importlib
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -112,9 +113,18 @@ class Lanes:
         )
 
 
-def serve(connection: Connection, parent: int) -> None:
-    """Answer requests until the parent says so, closes the connection, or dies."""
-    lanes: Lanes | None = None
+def start(env_id: str, max_frames: int, register: str) -> tuple[dict[str, Any], Lanes]:
+    """Describe an environment, and make its lanes."""
+    found = describe(env_id, register)
+    return found, Lanes(env_id, max_frames, found["actions"].get("start"))
+
+
+def serve(connection: Connection, parent: int, start: Callable[..., tuple[dict[str, Any], Any]]) -> None:
+    """Answer requests until the parent says so, closes the connection, or dies.
+
+    ``start`` makes lanes of what the request of that name brings, and tells what the parent should know of them.
+    """
+    lanes: Any = None
     while True:
         while not connection.poll(_SECONDS_BETWEEN_LOOKS_AT_THE_PARENT):
             if os.getppid() != parent:
@@ -129,9 +139,7 @@ def serve(connection: Connection, parent: int) -> None:
             if name == "describe":
                 answer: Any = describe(*arguments)
             elif name == "start":
-                env_id, max_frames, register = arguments
-                answer = describe(env_id, register)
-                lanes = Lanes(env_id, max_frames, answer["actions"].get("start"))
+                answer, lanes = start(*arguments)
             else:
                 answer = getattr(lanes, name)(*arguments)
         except Exception as error:
@@ -176,4 +184,4 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore", message=".*precision lowered by casting to float32", category=UserWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
-        serve(Connection(int(sys.argv[1])), int(sys.argv[2]))
+        serve(Connection(int(sys.argv[1])), int(sys.argv[2]), start)

@@ -47,7 +47,19 @@ MissingDependencyError, naming the extra, where that code is not installed."""
 # "CartPole-v1", "ALE/Pong-v5", and "mine.envs:Name-v0" of the module that registers it.
 _GYMNASIUM_ID = re.compile(r"[\w.]+:\S+|\S+-v\d+")
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
-_BACKENDS = ("envpool", "gymnasium")
+BACKENDS = ("envpool", "gymnasium", "vizdoom")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What VizDoom is told beside the scenario's file, which is the task's ``env_id``.
+
+    skill : 1 (easiest) to 5
+    press : which buttons actions [m, A] hold down, to 0 and 1, int [m, buttons], in the scenario's order
+    """
+
+    skill: int
+    press: Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -55,12 +67,12 @@ class Task:
     """An environment and what a world model needs to know of it. A file of ``envs/tasks/`` makes one, as ``task``.
 
     name : the file's name, "car_racing"
-    env_id : the registered gymnasium environment, "CarRacing-v3"
+    env_id : the registered gymnasium environment, "CarRacing-v3", or the scenario's file of VizDoom
     spaces : what it shows and takes; pictures are resized to ``spaces.observations.shape``
     backends : those it runs on, the fastest first
     action_repeat : for how many frames an action is applied, where the configuration does not say
     max_frames : after how many frames an episode is truncated, where the configuration does not say
-    crop_rows : how many rows of the environment's picture V sees, from the top; None: all
+    crop_rows : how many rows of the environment's picture V sees, from the top, or from which to which; None: all
     reward : what a dreamt step is worth, "predicted" | "survival"
     squash : how C's outputs become actions, a word for each action or "argmax"; (): what fits the space, "argmax" for
         discrete actions, "sigmoid" for those that are never negative, "tanh" for others
@@ -72,11 +84,13 @@ class Task:
     explore : draws a random plan, (rng, frames) -> float32 [frames, A]; None: a smooth walk over a box, held choices of
         discrete actions
     baselines : policies that a run's score is printed beside, by name, on the same episodes and beside the random one:
-        a blind plan, the shortest path
+        the shortest path
+    plans : such policies that are blind: open-loop plans as ``explore`` draws them, of an episode's seed alone
     peers : algorithms that learn from as many real frames as the run did, by name, whose score stands there too
     price : rewards of a whole episode, (float32 [T], action repeat) -> float32 [T], as they would be if what they
         depend on and nobody can see had its mean; None: nothing is hidden
     align : makes EnvPool's pictures gymnasium's, uint8 [n, height, width, 3] to the same; None: they are alike
+    scenario : what the backend "vizdoom" needs; None elsewhere
 
     Raises ValueError for fields that do not fit each other.
     """
@@ -87,7 +101,7 @@ class Task:
     backends: tuple[str, ...] = ("gymnasium",)
     action_repeat: int = 1
     max_frames: int = 1000
-    crop_rows: int | None = None
+    crop_rows: int | tuple[int, int] | None = None
     reward: str = "predicted"
     squash: tuple[str, ...] | str = ()
     frames_per_second: int = 50
@@ -96,17 +110,25 @@ class Task:
     register: str = ""
     explore: Explore | None = None
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
+    plans: Mapping[str, Explore] = field(default_factory=dict)
     peers: Mapping[str, Peer] = field(default_factory=dict)
     price: Callable[[np.ndarray, int], np.ndarray] | None = None
     align: Callable[[np.ndarray], np.ndarray] | None = None
+    scenario: Scenario | None = None
 
     def __post_init__(self) -> None:
         if not self.backends:
             raise ValueError("backends must name at least one, but was ()")
         for backend in self.backends:
-            check_choice("backends", backend, _BACKENDS)
-        if twice := ({*self.baselines} & {*self.peers}) | ({*self.baselines, *self.peers} & {"controller", "random"}):
-            raise ValueError(f"baselines and peers must have names of their own, but shared {sorted(twice)}")
+            check_choice("backends", backend, BACKENDS)
+        if ("vizdoom" in self.backends) != (self.scenario is not None):
+            raise ValueError(
+                f"scenario must be given where backends name vizdoom, and only there, but was {self.scenario!r} with "
+                f"backends {self.backends}"
+            )
+        names = ["controller", "random", *self.baselines, *self.plans, *self.peers]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"baselines, plans and peers must have names of their own, but shared {twice}")
         check_choice("reward", self.reward, ("predicted", "survival"))
         check_int("action_repeat", self.action_repeat, least=1)
         check_int("max_frames", self.max_frames, least=1)

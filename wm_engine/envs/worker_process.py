@@ -1,4 +1,4 @@
-"""A worker process that simulates gymnasium's environments, seen from the process that uses it."""
+"""A worker process that simulates environments, seen from the process that uses it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ import numpy as np
 from wm_engine.errors import WorkerError
 from wm_engine.spaces import Actions, Box, Discrete, Observations, Pixels, Spaces, Vector
 
-_WORKER = Path(__file__).with_name("gymnasium_worker.py")
-
 
 class WorkerProcess:
-    """One worker process (gymnasium_worker.py) and this end of its connection.
+    """One worker process and this end of its connection.
 
-    ``with_our_path``: it finds the modules that this process finds, as a task of one's own needs.
+    ``with_our_path``: it finds the modules that this process finds, as a task of one's own needs. ``script``: the file
+    of this folder that it runs.
     """
 
-    def __init__(self, with_our_path: bool = False) -> None:
+    def __init__(self, with_our_path: bool = False, script: str = "gymnasium_worker.py") -> None:
         self._connection, theirs = Pipe()
         environment = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy", "PYGAME_HIDE_SUPPORT_PROMPT": "1"}
         environment |= os.environ
@@ -33,7 +32,7 @@ class WorkerProcess:
             theirs_first = [environment["PYTHONPATH"]] if environment.get("PYTHONPATH") else []
             environment["PYTHONPATH"] = os.pathsep.join([*theirs_first, *(entry or os.getcwd() for entry in sys.path)])
         self._process = subprocess.Popen(
-            [sys.executable, str(_WORKER), str(theirs.fileno()), str(os.getpid())],
+            [sys.executable, str(Path(__file__).with_name(script)), str(theirs.fileno()), str(os.getpid())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             env=environment,

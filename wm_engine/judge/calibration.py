@@ -49,6 +49,7 @@ def calibrate(
     temperature: float,
     seed: int,
     survival: bool = False,
+    done: str = "threshold",
 ) -> Calibration | None:
     """Hold the dream to newly driven episodes; None where none of them is long enough.
 
@@ -59,6 +60,7 @@ def calibrate(
     horizon : decisions, the longest one compared
     starts : how many states of each episode are dreamt on from, drawn evenly
     survival : every step is worth 1
+    done : how a dream ends, "threshold" | "sample", as where the policy was learnt
     """
     owner_of, step_of = draw_starts(episodes, horizon, starts, seed)
     if not len(owner_of):
@@ -68,7 +70,7 @@ def calibrate(
     if isinstance(policy, EpisodicPolicy):
         # A plan a dreamt step would take hours; what was planned for real is there to be dreamt.
         actor = driven_actions(episodes, owner_of, step_of, horizon).__getitem__
-    dreams = imagine(world, actor, begin, horizon, temperature, seed, survival=survival)
+    dreams = imagine(world, actor, begin, horizon, temperature, seed, survival=survival, done=done)
     lengths = horizons_to(horizon)
     sums = summed_rewards(episodes, survival)
     promised = [float(dreams.returns(int(length)).mean()) for length in lengths]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from wm_engine.envs import Task, random_walk
+from wm_engine.envs import BatchedEnv, Explore, Task, random_walk
 from wm_engine.real.agent import Agent
 from wm_engine.spaces import Actions, Discrete
 
@@ -48,6 +48,26 @@ class PlannedActions:
         actions = np.stack([self._plans[lane][self._steps[lane]] for lane in lanes])
         self._steps[lanes] += 1
         return actions
+
+
+class OpenLoop:
+    """Follow a blind plan, drawn for lane i from ``numpy.random.default_rng(seeds[i])``.
+
+    Plans are made for frames, and every ``action_repeat``-th action is taken, so that they last as long whatever the
+    repeat.
+    """
+
+    def __init__(self, plan: Explore, env: BatchedEnv, seeds: Sequence[int]) -> None:
+        actions = env.spaces.actions
+        self._plans = [
+            actions.clip(plan(np.random.default_rng(seed), env.max_frames)[:: env.action_repeat]) for seed in seeds
+        ]
+        self._step = -1
+
+    def act(self, observations: np.ndarray, lanes: np.ndarray) -> np.ndarray:
+        """See :class:`wm_engine.envs.Driver`."""
+        self._step += 1
+        return np.stack([self._plans[lane][self._step] for lane in lanes])
 
 
 class NoisyAgent:

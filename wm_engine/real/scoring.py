@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from wm_engine.envs import Baseline, BatchedEnv, Driver, EnvSettings, Step, check_seeds, make_env
+from wm_engine.envs import Baseline, BatchedEnv, Driver, EnvSettings, Explore, Step, check_seeds, make_env
 from wm_engine.errors import MissingDependencyError, StorageError
 from wm_engine.files import storage_errors
 from wm_engine.fleet import Fleet
@@ -23,7 +23,7 @@ from wm_engine.policies.base import OnLanes, Policy
 from wm_engine.progress import track
 from wm_engine.real.agent import Agent
 from wm_engine.real.driving import DriverFactory, EpisodeBatch, PolicyDriver, Runners, Trajectory, drive
-from wm_engine.real.exploration import UniformActions
+from wm_engine.real.exploration import OpenLoop, UniformActions
 from wm_engine.settings import Section
 
 _log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class EvaluateSettings(Section):
 
     episodes: int = Field(100, ge=1, description="real episodes; 100 for a score to report")
     seed: int = Field(1_000_000, ge=0, lt=2**30, description="of the first episode; the others follow one by one")
-    backend: Literal["auto", "envpool", "gymnasium"] = Field(
+    backend: Literal["auto", "envpool", "gymnasium", "vizdoom"] = Field(
         "gymnasium", description="gymnasium's own environments make scores comparable with other people's"
     )
     film: bool = Field(True, description="film the first episode")
@@ -121,6 +121,17 @@ class _BaselineDriver:
         return self.baseline(self.seeds)
 
 
+@dataclass(frozen=True)
+class _PlanDriver:
+    """Makes the driver that follows a task's blind plan."""
+
+    plan: Explore
+    seeds: list[int]
+
+    def __call__(self, env: BatchedEnv, agent: Agent | None) -> Driver:
+        return OpenLoop(self.plan, env, self.seeds)
+
+
 def score_policy(
     agent: Agent,
     policy: Policy,
@@ -167,6 +178,8 @@ def score_baselines(
     found: dict[str, dict[str, Any]] = {
         name: score_baseline(name, baseline, env, settings, fleet).plain() for name, baseline in task.baselines.items()
     }
+    for name, plan in task.plans.items():
+        found[name] = _score(name, functools.partial(_PlanDriver, plan), None, env, settings, fleet).plain()
     for name, peer in task.peers.items() if settings.peers and frames else ():
         try:
             learnt = peer(frames, seed)
@@ -214,13 +227,15 @@ def _ready(runners: Runners, agent: Agent | None) -> Iterator[Runners]:
 def record_film(
     agent: Agent, policy: Policy, env_settings: EnvSettings, seed: int, path: str | os.PathLike[str]
 ) -> Trajectory:
-    """Write an MP4 (H.264) of a policy driving in gymnasium: its rendering for people, at the environment's own speed.
+    """Write an MP4 (H.264) of a policy driving, at the environment's own speed: gymnasium's rendering for people, or
+    where the task does not run there the picture of its own backend.
 
     With an action repeated k times, every k-th frame is shown. The file appears when it is whole. Returns the episode's
     trajectory. Raises StorageError where it cannot be written.
     """
     target = Path(path)
-    chosen = env_settings.model_copy(update={"backend": "gymnasium"})
+    drawn = "gymnasium" if "gymnasium" in env_settings.found().backends else "auto"
+    chosen = env_settings.model_copy(update={"backend": drawn})
     rate = max(1, round(env_settings.found().frames_per_second / env_settings.repeat))
     with (
         one_torch_thread(),

@@ -41,7 +41,7 @@ def finish(state: LoopState) -> None:
     scored = {"models": models, "env": config.env.identity(), "evaluate": config.evaluate.identity()}
     unlearnt = {name: value for name, value in scored.items() if name != "models"}
     task = config.env.found()
-    names = [*task.baselines, *(task.peers if config.evaluate.peers else ())]
+    names = [*task.baselines, *task.plans, *(task.peers if config.evaluate.peers else ())]
     beside = unlearnt | {"names": names, "frames": read_published(folder)["learning_frames"]}
     trusted = {"models": models, "judge": config.judge.identity(), "episodes": len(state.store)}
     parts: dict[str, Any] = read_json(folder.scores) if folder.scores.exists() else {}

@@ -138,7 +138,7 @@ def _forecast(state: LoopState, policy: Policy) -> None:
     temperature = getattr(state.config.controller, "temperature", 1.0)
     found = calibrate(
         state.world, policy, episodes, horizon=judge.horizon, starts=judge.starts, temperature=temperature,
-        seed=state.seed("calibration"), survival=survival,
+        seed=state.seed("calibration"), survival=survival, done=getattr(state.config.controller, "done", "threshold"),
     )  # fmt: skip
     if found is not None:
         for length, promised, paid in zip(found.horizons, found.promised, found.paid, strict=True):
