@@ -1,4 +1,4 @@
-"""The command line: ``wm-engine train | evaluate | report | info | bench | profile``."""
+"""The command line: ``wm-engine train | evaluate | sweep | report | info | bench | profile``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from wm_engine.run.config import Config, presets, read_config, resolve
 from wm_engine.run.folder import RunFolder
 from wm_engine.run.loop import OnChange, run_loop
 from wm_engine.run.published import how_scored, load_run, read_published
+from wm_engine.run.sweep import describe, plan_sweep, run_sweep
 
 _BENCHES = ("bench", "profile")
 _USAGE = 2
@@ -176,6 +177,52 @@ def evaluate(
 
 @cli.command()
 @click.option("--run", "root", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The run folder.")
+@click.option(
+    "--over",
+    required=True,
+    metavar="SECTION.KEY=VALUE,VALUE,...",
+    help="The setting, of the learner (controller) or of the dream (dream), and its values.",
+)
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Trainings of each value.")
+@click.option(
+    "--rounds", type=click.IntRange(min=1), help="Rounds of each training.  [default: those of the published policy]"
+)
+@click.option("--episodes", type=click.IntRange(min=1), help="Real episodes; the same as --set evaluate.episodes=N.")
+@click.option(
+    "--set", "changes", multiple=True, metavar="SECTION.KEY=VALUE", help="Change another setting, for all values."
+)
+@click.option("--name", metavar="NAME", help="Of the sweep's folder in DIR/sweeps.  [default: SECTION.KEY]")
+@click.option("--ray", metavar="auto|HOST:PORT", help="Dream and drive on a Ray cluster.")
+def sweep(
+    root: Path,
+    over: str,
+    seeds: int,
+    rounds: int | None,
+    episodes: int | None,
+    changes: tuple[str, ...],
+    name: str | None,
+    ray: str | None,
+) -> None:
+    """Learn C anew for every value of a setting, on a run's V and M, and score it for real.
+
+    Killed and given again, it goes on where it stopped; more values and seeds may be added later. The table, and the
+    plot of real and dreamt return over the value, are in the run's report.
+
+    \b
+    Examples:
+      wm-engine sweep --run runs/quick --over controller.temperature=0.1,0.5,1,1.15,1.3 --seeds 3
+      wm-engine sweep --run runs/quick --over controller.features=z,zh --episodes 20
+    """
+    extra = [f"evaluate.episodes={episodes}"] if episodes is not None else []
+    plan = plan_sweep(load_run(root), over, seeds=seeds, rounds=rounds, changes=[*changes, *extra], name=name)
+    found = run_sweep(root, plan, ray=ray)
+    page = write_report(RunFolder(root))
+    click.echo(_sweep_table(plan.key, describe(found), found["horizon"]))
+    click.echo(f"report: {page}")
+
+
+@cli.command()
+@click.option("--run", "root", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The run folder.")
 def report(root: Path) -> None:
     """Write the report of a run again, finished or not.
 
@@ -226,6 +273,23 @@ def _summary_text(folder: RunFolder) -> str:
         how_scored(read_published(folder), scores["controller"]["episodes"]),
     ]
     return "\n".join(lines)
+
+
+def _sweep_table(key: str, rows: Sequence[Mapping[str, Any]], horizon: int) -> str:
+    """Put a sweep into words, a line a value."""
+
+    def shown(part: Mapping[str, float | None]) -> str:
+        low, high = part["low"], part["high"]
+        interval = "" if low is None or high is None else f" [{_shown(low)}, {_shown(high)}]"
+        return _shown(part["mean"]) + interval
+
+    lines = [f"{row['value']:<12} {shown(row['real']):<28} {shown(row['dreamt'])}" for row in rows]
+    counts = "; ".join(dict.fromkeys(f"{row['seeds']} seeds x {row['episodes']} real episodes" for row in rows))
+    return "\n".join([
+        f"{key}: {counts}; means with 95 % intervals over the seeds",
+        f"{'value':<12} {'real return':<28} dreamt return, {horizon} decisions",
+        *lines,
+    ])  # fmt: skip
 
 
 def _score_line(name: str, score: dict[str, Any]) -> str:

@@ -69,6 +69,11 @@ class RunFolder:
         return self.root / "report"
 
     @property
+    def sweeps(self) -> Path:
+        """Trainings of C on the published V and M, a folder for each sweep."""
+        return self.root / "sweeps"
+
+    @property
     def crossovers(self) -> Path:
         """The measured choice between forms of a GPU's dreams, where it was made."""
         return self.root / "crossovers.json"

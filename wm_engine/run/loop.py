@@ -69,7 +69,7 @@ def run_loop(
     config.env.found()
     with lock_folder(folder.root):
         sweep_temporaries(folder.root)
-        with Recorder(folder.metrics) as recorder, _workers(config, ray) as fleet:
+        with Recorder(folder.metrics) as recorder, workers([config], ray) as fleet:
             state = LoopState(config, folder, recorder, fleet)
             resumed = state.restore(keep_settings=on_change == "keep")
             if not resumed and len(state.store) and folder.config.exists():
@@ -85,16 +85,15 @@ def run_loop(
 
 
 @contextlib.contextmanager
-def _workers(config: Config, ray: str | None) -> Iterator[Fleet | None]:
+def workers(configs: Sequence[Config], ray: str | None) -> Iterator[Fleet | None]:
+    """Keep a cluster's workers ready for work of these configurations, all on one device; None without a cluster."""
     if ray is None:
         yield None
         return
+    config = configs[0]
     device = device_of(config)
-    precisions = {
-        "fp32",
-        choose_precision("vision.precision", config.vision.encoding_precision(), device),
-        choose_precision("dream.precision", config.dream.precision, device),
-    }
+    precisions = {"fp32", choose_precision("vision.precision", config.vision.encoding_precision(), device)}
+    precisions |= {choose_precision("dream.precision", one.dream.precision, device) for one in configs}
     with contextlib.closing(RayFleet(ray, config.cluster, config.device, torch.get_num_threads(), precisions)) as fleet:
         yield fleet
 
