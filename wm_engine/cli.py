@@ -1,4 +1,4 @@
-"""The command line: ``wm-engine train | evaluate | sweep | report | info | bench | profile``."""
+"""The command line: ``wm-engine train | evaluate | sweep | import | report | info | bench | profile``."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from tqdm import tqdm
 
 from wm_engine.errors import WMEngineError
 from wm_engine.files import read_json, write_json
+from wm_engine.foreign.base import find_format
 from wm_engine.info import collect_info, format_info
 from wm_engine.machine import use_threads
 from wm_engine.real.scoring import record_film, score_policy, score_random
 from wm_engine.report import write_report
+from wm_engine.run.card import how_scored
 from wm_engine.run.config import Config, presets, read_config, resolve
 from wm_engine.run.folder import RunFolder
+from wm_engine.run.imported import import_models
 from wm_engine.run.loop import OnChange, run_loop
-from wm_engine.run.published import how_scored, load_run, read_published
+from wm_engine.run.published import load_run, read_published
 from wm_engine.run.sweep import describe, plan_sweep, run_sweep
 
 _BENCHES = ("bench", "profile")
@@ -219,6 +222,35 @@ def sweep(
     page = write_report(RunFolder(root))
     click.echo(_sweep_table(plan.key, describe(found), found["horizon"]))
     click.echo(f"report: {page}")
+
+
+@cli.command(name="import")
+@click.argument("name", metavar="FORMAT")
+@click.argument("paths", metavar="FILES...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--run", "root", type=click.Path(path_type=Path), required=True, metavar="DIR", help="A new run folder.")
+@click.option("--task", default="car_racing", show_default=True, help="The environment that they were trained in.")
+def import_(name: str, paths: tuple[Path, ...], root: Path, task: str) -> None:
+    """Bring in V, M and C that others trained, as a run folder to dream in, play and score.
+
+    FORMAT ha2018: a folder of the JSON files of the paper's authors (rnn.json; vae.json, initial_z.json and *.best.json
+    where they are). FORMAT ctallec: checkpoints of ctallec/world-models (mdrnn/best.tar, vae/best.tar, ctrl/best.tar),
+    or a folder of them; nothing in them is executed.
+
+    \b
+    Examples:
+      wm-engine import ha2018 downloads/carracing --run runs/ha2018
+      wm-engine import ctallec exp_dir --run runs/ctallec
+    """
+    found = find_format(name)(paths)
+    folder = import_models(root, found, name, task)
+    world, spec = found.world, found.spec
+    click.echo(
+        f"M: Z={world.latent}, A={world.action}, H={world.hidden}, K={world.mixtures}, {world.mixture}; "
+        f"C: {spec.num_params} parameters on {spec.features}"
+    )
+    for note in found.notes:
+        click.echo(f"note: {note}")
+    click.echo(f"models: {folder.models}")
 
 
 @cli.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -105,7 +106,7 @@ def test_nothing_that_the_run_published_changes(trained, whole):
             assert file.read_bytes() == (root / file.relative_to(trained)).read_bytes()
 
 
-@pytest.mark.parametrize("generations", [1, 5, 9])
+@pytest.mark.parametrize("generations", [1, 9])
 def test_a_sweep_that_was_killed_ends_with_the_same_bytes(root, whole, monkeypatch, generations):
     log, count = module.Recorder.log, [0]
 
@@ -135,13 +136,7 @@ def test_what_is_done_is_not_done_again_and_values_and_seeds_may_be_added(root, 
 
 
 def test_a_fleet_gives_the_same_sweep(root, whole, monkeypatch):
-    import contextlib
-
-    @contextlib.contextmanager
-    def fleet(configs, ray):
-        yield PickledFleet(2)
-
-    monkeypatch.setattr(module, "workers", fleet)
+    monkeypatch.setattr(module, "workers", lambda configs, ray: contextlib.closing(PickledFleet(2)))
     assert comparable(sweep(root, seeds=2)) == comparable(json.loads(json.dumps(whole[1])))
 
 

@@ -22,8 +22,9 @@ from wm_engine.errors import CorruptFileError, StorageError, WMEngineError
 from wm_engine.files import atomic_write, read_json, storage_errors, write_text
 from wm_engine.recorder import read_metrics
 from wm_engine.report import figures, pictures
+from wm_engine.run.card import how_scored
 from wm_engine.run.folder import RunFolder
-from wm_engine.run.published import LoadedRun, how_scored, load_run
+from wm_engine.run.published import LoadedRun, load_run
 from wm_engine.run.sweep import describe, read_sweeps
 from wm_engine.spaces import Pixels, Vector
 

@@ -53,6 +53,16 @@ class RunFolder:
         return self.models / "published.json"
 
     @property
+    def starts(self) -> Path:
+        """The states that imported models dream from: posteriors, "mean" and "log_variance" [N, Z]."""
+        return self.models / "starts.safetensors"
+
+    @property
+    def card(self) -> Path:
+        """What the published models are, for people."""
+        return self.models / "README.md"
+
+    @property
     def metrics(self) -> Path:
         return self.root / "metrics"
 

@@ -20,7 +20,8 @@ from typing import Literal
 import torch
 
 from wm_engine.cluster import RayFleet
-from wm_engine.files import lock_folder, sweep_temporaries
+from wm_engine.errors import RunMismatchError
+from wm_engine.files import lock_folder, read_json, sweep_temporaries
 from wm_engine.fleet import Fleet
 from wm_engine.machine import choose_precision, use_threads
 from wm_engine.models.trainer import repeatable
@@ -64,6 +65,7 @@ def run_loop(
     """
     folder = RunFolder(Path(root))
     folder.check()
+    _check_own(folder)
     use_threads(config.threads)
     device_of(config)
     config.env.found()
@@ -82,6 +84,14 @@ def run_loop(
                 expected = None if resumed or not config.estimate else estimate(state)
                 _rounds(state, steps, expected)
                 finish(state)
+
+
+def _check_own(folder: RunFolder) -> None:
+    """Refuse a folder of imported models, which a run would publish its own over: RunMismatchError."""
+    if folder.published.exists() and "imported" in read_json(folder.published):
+        raise RunMismatchError(
+            f"{folder.root}: holds models that were imported, and nothing to go on from. Choose another --run folder."
+        )
 
 
 @contextlib.contextmanager
