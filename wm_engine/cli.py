@@ -1,4 +1,4 @@
-"""The command line: ``wm-engine train | evaluate | sweep | import | report | info | bench | profile``."""
+"""The command line: ``wm-engine train | evaluate | sweep | import | export | report | info | bench | profile``."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from wm_engine.real.scoring import record_film, score_policy, score_random
 from wm_engine.report import write_report
 from wm_engine.run.card import how_scored
 from wm_engine.run.config import Config, presets, read_config, resolve
+from wm_engine.run.export import FORMATS, describe_export, export_run
 from wm_engine.run.folder import RunFolder
 from wm_engine.run.imported import import_models
 from wm_engine.run.loop import OnChange, run_loop
@@ -251,6 +252,22 @@ def import_(name: str, paths: tuple[Path, ...], root: Path, task: str) -> None:
     for note in found.notes:
         click.echo(f"note: {note}")
     click.echo(f"models: {folder.models}")
+
+
+@cli.command()
+@click.option("--run", "root", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The run folder.")
+@click.option("--format", "name", type=click.Choice(sorted(FORMATS)), required=True, help="What others can load.")
+@click.option("--output", "target", type=click.Path(path_type=Path), metavar="DIR", help="[default: RUN/export/FORMAT]")
+def export(root: Path, name: str, target: Path | None) -> None:
+    """Write a run's V, M and C as ONNX or TorchScript, to use them in other programs.
+
+    Every file is loaded again and compared with the model before it takes its name.
+
+    \b
+    Example:
+      wm-engine export --run runs/quick --format onnx
+    """
+    click.echo(describe_export(export_run(load_run(root), name, target)))
 
 
 @cli.command()

@@ -65,7 +65,8 @@ def car(folder: Path, latent=5, hidden=6, mixtures=5, action=3) -> Path:
     write(folder / "rnn", "rnn.json", [whole(part) for part in (*head, *cell)])
     write(folder, "initial_z.json", [whole(rng.normal(size=(2, latent))), whole(rng.normal(size=(2, latent)))])
     c = rng.normal(size=action + (latent + hidden) * action).round(4).tolist()
-    return write(folder / "log", "carracing.cma.16.64.best.json", [c, 906.1])
+    write(folder / "log", "carracing.cma.16.64.best.json", [c, 906.1])
+    return folder
 
 
 def doom(folder: Path, latent=4, hidden=6, mixtures=5) -> Path:
@@ -146,7 +147,7 @@ def test_what_is_not_there_is_said(tmp_path):
 def test_a_hidden_layer_of_the_controller_is_read(tmp_path):
     folder, (Z, U, A) = car(tmp_path), (5, 4, 3)
     raw = np.random.default_rng(2).normal(size=(Z + 1) * U + (U + 1) * A)
-    write(folder, "carracing.cma.16.64.best.json", [raw.tolist()])
+    write(folder / "log", "carracing.cma.16.64.best.json", [raw.tolist()])
     found = read([folder])
     assert (found.spec.features, found.spec.hidden_units) == ("z", U)
     z = np.random.default_rng(4).normal(size=Z)
@@ -216,7 +217,7 @@ def test_a_file_that_is_not_what_it_says_is_named(tmp_path, name, value, message
     folder = car(tmp_path)
     for path in folder.rglob("*.best.json" if "best" in name else name):
         path.unlink()
-    with pytest.raises(CorruptFileError, match=rf"{name}: .*{message}"):
+    with pytest.raises(CorruptFileError, match=rf"json: .*{message}"):
         read([write(folder, name, value)])
 
 
