@@ -30,11 +30,8 @@ from wm_engine.policies.controller import ControllerSpec
 _MIXTURES = 5
 _NAMES = {"gmm_linear.weight": "M", "encoder.conv1.weight": "V", "fc.weight": "C"}
 # The reward beside C's weights may be a NumPy number, which is a number and no more.
-_NUMBERS = (
-    (np.core.multiarray.scalar if np.lib.NumpyVersion(np.__version__) < "2.0.0" else np._core.multiarray.scalar),
-    np.dtype,
-    np.dtypes.Float64DType,
-)
+_SCALAR = np.float64(0.0).__reduce__()[0]
+_NUMBERS = [_SCALAR, (_SCALAR, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Float64DType]
 
 
 def read(paths: Sequence[Path]) -> Foreign:
@@ -75,7 +72,7 @@ def read(paths: Sequence[Path]) -> Foreign:
 def _state(path: Path) -> Mapping[str, Tensor]:
     """The weights in a checkpoint, by name; nothing in it is executed."""
     try:
-        with torch.serialization.safe_globals([*_NUMBERS, (_NUMBERS[0], "numpy.core.multiarray.scalar")]):
+        with torch.serialization.safe_globals(_NUMBERS):
             value: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CorruptFileError(

@@ -126,10 +126,10 @@ def _world(path: Path, latent: int | None) -> tuple[MDNRNN, list[str]]:
     m = MDNRNN(latent, action, hidden, mixtures, "per_dim")
     head = np.concatenate([weight, offset[None]])
     by_dimension = head[:, int(ends) :].reshape(hidden + 1, latent, 3, mixtures)
-    rows = [by_dimension[:, :, part].reshape(hidden + 1, -1) for part in range(3)]
+    mixture = [by_dimension[:, :, part].reshape(hidden + 1, -1) for part in range(3)]
     reward, end = np.zeros((hidden + 1, 1)), np.zeros((hidden + 1, 1))
     end[-1] = NEVER
-    rows = np.concatenate([*rows, reward, head[:, :1] if ends else end], axis=1).T
+    rows = np.concatenate([*mixture, reward, head[:, :1] if ends else end], axis=1).T
     inputs = np.concatenate([kernel[: latent + action], kernel[len(kernel) - hidden :]])
     i, j, f, o = np.split(np.concatenate([inputs, bias[None]]), 4, axis=1)
     f[-1] += 1.0

@@ -19,7 +19,7 @@ class ReluVAESettings(VAESettings):
 class ReluVAE(VAE):
     """The paper's VAE whose decoder begins with ``ReLU(dense(z))``, where the paper's has no activation there."""
 
-    Settings = ReluVAESettings
+    Settings = ReluVAESettings  # type: ignore[assignment]
 
     def grown(self, z: Tensor) -> Tensor:
         return F.relu(super().grown(z))

@@ -84,6 +84,8 @@ class Remember(nn.Module):
 class Act(nn.Module):
     """C."""
 
+    params: Tensor
+
     def __init__(self, spec: ControllerSpec, params: Tensor) -> None:
         super().__init__()
         self.spec = spec
@@ -198,7 +200,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _onnx(part: Part) -> bytes:
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()  # which the exporter takes, though its signature does not say so
     names = [*part.input_names, *part.output_names]
     with _quiet():
         # The exporter by tracing: the newer one wants two packages more, and gives the same graph of these models.
@@ -207,7 +209,7 @@ def _onnx(part: Part) -> bytes:
             input_names=list(part.input_names), output_names=list(part.output_names),
             dynamic_axes={name: {0: "batch"} for name in names},
         )  # fmt: skip
-    return buffer.getvalue()
+    return bytes(buffer.getvalue())
 
 
 def _torchscript(part: Part) -> bytes:
