@@ -24,9 +24,16 @@ class PickledFleet:
     def map(self, recipe: Recipe, tasks: Sequence[Any]) -> Iterator[Any]:
         self.tasks.append(len(tasks))
         if recipe is not self._recipe:
+            self.close()
             self._recipe = recipe
             self._equipment = [pickle.loads(pickle.dumps(recipe)).build(1) for _ in range(self.workers)]
             self.built += self.workers
         for number, task in enumerate(tasks):
             answer = self._equipment[number % self.workers](pickle.loads(pickle.dumps(task)))
             yield pickle.loads(pickle.dumps(answer))
+
+    def close(self) -> None:
+        """End what the workers keep open."""
+        for one in self._equipment:
+            getattr(one, "close", lambda: None)()
+        self._equipment, self._recipe = [], None

@@ -17,7 +17,7 @@ from wm_engine.main import wait_passively
 from wm_engine.run.config import resolve
 from wm_engine.run.folder import RunFolder
 
-COMMANDS = ["bench", "evaluate", "info", "profile", "report", "train"]
+COMMANDS = ["bench", "evaluate", "export", "import", "info", "profile", "report", "sweep", "train"]
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +112,11 @@ def test_version(call):
         (["evaluate", "--run", "nowhere"], "nowhere: no run folder"),
         (["report", "--run", "nowhere"], "nowhere: no run folder"),
         (["evaluate"], "--run"),
+        (["sweep", "--run", "nowhere", "--over", "controller.sigma=1"], "nowhere: no run folder"),
+        (["sweep", "--run", "nowhere"], "--over"),
+        (["export", "--run", "nowhere", "--format", "onnx"], "nowhere: no run folder"),
+        (["export", "--run", "nowhere", "--format", "tflite"], "--format"),
+        (["import", "ha2018", "nowhere", "--run", "a"], "nowhere"),
     ],
 )
 def test_bad_input_is_one_clear_error_and_status_2(call, tmp_path, monkeypatch, arguments, message):

@@ -15,7 +15,21 @@ INFRASTRUCTURE = (
 )
 # The loop's own order: what is one environment's stands in envs/tasks/, what is one model's in its file of models/.
 PARTS = (
-    *("rng", "envs", "data", "ops", "models", "policies", "dream", "learn", "real", "judge", "cluster", "run"),
+    *(
+        "rng",
+        "envs",
+        "data",
+        "ops",
+        "models",
+        "policies",
+        "dream",
+        "learn",
+        "real",
+        "judge",
+        "cluster",
+        "foreign",
+        "run",
+    ),
     *("report", "info", "cli", "main"),
 )
 ORDER = {name: place for place, name in enumerate(INFRASTRUCTURE + PARTS)}

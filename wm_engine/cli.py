@@ -1,4 +1,4 @@
-"""The command line: ``wm-engine train | evaluate | diagnose | report | info | bench | profile``."""
+"""The command line: ``wm-engine train | evaluate | diagnose | sweep | import | export | report | info | bench | profile``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,20 @@ from tqdm import tqdm
 
 from wm_engine.errors import WMEngineError
 from wm_engine.files import read_json, write_json
+from wm_engine.foreign.base import find_format
 from wm_engine.info import collect_info, format_info
 from wm_engine.machine import use_threads
 from wm_engine.real.scoring import record_film, score_baselines, score_policy, score_random
 from wm_engine.report import write_report
+from wm_engine.run.card import how_scored
 from wm_engine.run.config import Config, presets, read_config, resolve
 from wm_engine.run.diagnose import diagnose_run
+from wm_engine.run.export import FORMATS, describe_export, export_run
 from wm_engine.run.folder import RunFolder
+from wm_engine.run.imported import import_models
 from wm_engine.run.loop import OnChange, run_loop
-from wm_engine.run.published import how_scored, load_run, read_published
+from wm_engine.run.published import load_run, read_published
+from wm_engine.run.sweep import describe, plan_sweep, run_sweep
 
 _BENCHES = ("bench", "profile")
 _USAGE = 2
@@ -200,6 +205,97 @@ def diagnose(root: Path, episodes: int, planner: int) -> None:
 
 @cli.command()
 @click.option("--run", "root", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The run folder.")
+@click.option(
+    "--over",
+    required=True,
+    metavar="SECTION.KEY=VALUE,VALUE,...",
+    help="The setting, of the learner (controller) or of the dream (dream), and its values.",
+)
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Trainings of each value.")
+@click.option(
+    "--rounds", type=click.IntRange(min=1), help="Rounds of each training.  [default: those of the published policy]"
+)
+@click.option("--episodes", type=click.IntRange(min=1), help="Real episodes; the same as --set evaluate.episodes=N.")
+@click.option(
+    "--set", "changes", multiple=True, metavar="SECTION.KEY=VALUE", help="Change another setting, for all values."
+)
+@click.option("--name", metavar="NAME", help="Of the sweep's folder in DIR/sweeps.  [default: SECTION.KEY]")
+@click.option("--ray", metavar="auto|HOST:PORT", help="Dream and drive on a Ray cluster.")
+def sweep(
+    root: Path,
+    over: str,
+    seeds: int,
+    rounds: int | None,
+    episodes: int | None,
+    changes: tuple[str, ...],
+    name: str | None,
+    ray: str | None,
+) -> None:
+    """Learn C anew for every value of a setting, on a run's V and M, and score it for real.
+
+    Killed and given again, it goes on where it stopped; more values and seeds may be added later. The table, and the
+    plot of real and dreamt return over the value, are in the run's report.
+
+    \b
+    Examples:
+      wm-engine sweep --run runs/quick --over controller.temperature=0.1,0.5,1,1.15,1.3 --seeds 3
+      wm-engine sweep --run runs/quick --over controller.features=z,zh --episodes 20
+    """
+    extra = [f"evaluate.episodes={episodes}"] if episodes is not None else []
+    plan = plan_sweep(load_run(root), over, seeds=seeds, rounds=rounds, changes=[*changes, *extra], name=name)
+    found = run_sweep(root, plan, ray=ray)
+    page = write_report(RunFolder(root))
+    click.echo(_sweep_table(plan.key, describe(found), found["horizon"]))
+    click.echo(f"report: {page}")
+
+
+@cli.command(name="import")
+@click.argument("name", metavar="FORMAT")
+@click.argument("paths", metavar="FILES...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--run", "root", type=click.Path(path_type=Path), required=True, metavar="DIR", help="A new run folder.")
+@click.option("--task", default="car_racing", show_default=True, help="The environment that they were trained in.")
+def import_(name: str, paths: tuple[Path, ...], root: Path, task: str) -> None:
+    """Bring in V, M and C that others trained, as a run folder to dream in, play and score.
+
+    FORMAT ha2018: a folder of the JSON files of the paper's authors (rnn.json; vae.json, initial_z.json and *.best.json
+    where they are). FORMAT ctallec: checkpoints of ctallec/world-models (mdrnn/best.tar, vae/best.tar, ctrl/best.tar),
+    or a folder of them; nothing in them is executed.
+
+    \b
+    Examples:
+      wm-engine import ha2018 downloads/carracing --run runs/ha2018
+      wm-engine import ctallec exp_dir --run runs/ctallec
+    """
+    found = find_format(name)(paths)
+    folder = import_models(root, found, name, task)
+    world, spec = found.world, found.spec
+    click.echo(
+        f"M: Z={world.latent}, A={world.action}, H={world.hidden}, K={world.mixtures}, {world.mixture}; "
+        f"C: {spec.num_params} parameters on {spec.features}"
+    )
+    for note in found.notes:
+        click.echo(f"note: {note}")
+    click.echo(f"models: {folder.models}")
+
+
+@cli.command()
+@click.option("--run", "root", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The run folder.")
+@click.option("--format", "name", type=click.Choice(sorted(FORMATS)), required=True, help="What others can load.")
+@click.option("--output", "target", type=click.Path(path_type=Path), metavar="DIR", help="[default: RUN/export/FORMAT]")
+def export(root: Path, name: str, target: Path | None) -> None:
+    """Write a run's V, M and C as ONNX or TorchScript, to use them in other programs.
+
+    Every file is loaded again and compared with the model before it takes its name.
+
+    \b
+    Example:
+      wm-engine export --run runs/quick --format onnx
+    """
+    click.echo(describe_export(export_run(load_run(root), name, target)))
+
+
+@cli.command()
+@click.option("--run", "root", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The run folder.")
 def report(root: Path) -> None:
     """Write the report of a run again, finished or not.
 
@@ -263,6 +359,23 @@ def _baseline_lines(scores: dict[str, Any]) -> list[str]:
         learnt = f", learnt from {frames:,} real frames" if frames else ""
         lines.append(_score_line(name, score) + ", on the same episodes" + learnt)
     return lines
+
+
+def _sweep_table(key: str, rows: Sequence[Mapping[str, Any]], horizon: int) -> str:
+    """Put a sweep into words, a line a value."""
+
+    def shown(part: Mapping[str, float | None]) -> str:
+        low, high = part["low"], part["high"]
+        interval = "" if low is None or high is None else f" [{_shown(low)}, {_shown(high)}]"
+        return _shown(part["mean"]) + interval
+
+    lines = [f"{row['value']:<12} {shown(row['real']):<28} {shown(row['dreamt'])}" for row in rows]
+    counts = "; ".join(dict.fromkeys(f"{row['seeds']} seeds x {row['episodes']} real episodes" for row in rows))
+    return "\n".join([
+        f"{key}: {counts}; means with 95 % intervals over the seeds",
+        f"{'value':<12} {'real return':<28} dreamt return, {horizon} decisions",
+        *lines,
+    ])  # fmt: skip
 
 
 def _score_line(name: str, score: dict[str, Any]) -> str:

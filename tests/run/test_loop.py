@@ -225,6 +225,16 @@ def test_a_run_is_read_back_with_all_that_it_published(whole):
         found.engine()
 
 
+def test_the_card_of_the_models_says_what_they_are(whole):
+    text = whole.card.read_text(encoding="utf-8")
+    score = read_json(whole.scores)["controller"]
+    for words in (
+        "| task | toys.task |", "in dreams alone; the best of 3 rounds", "of the training: 0",
+        f"{score['mean']:.1f} ± {score['std']:.1f} over 4 real episodes", "| licence |", "MIT", "wm_engine 0.",
+    ):  # fmt: skip
+        assert words in text, words
+
+
 def test_a_folder_without_a_run_or_without_anything_published_is_named(tmp_path):
     with pytest.raises(MissingRunError, match="no run folder"):
         wm.load_run(tmp_path)

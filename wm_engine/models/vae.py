@@ -119,11 +119,16 @@ class VAE(Vision):
     def decode(self, z: Tensor) -> Tensor:
         """Latents float [B, Z] to frames float32 [B, 64, 64, 3] in [0, 1]."""
         check_tensor("z", z, ["B", self.latent], finite=False)
-        hidden = self.expand(z).unflatten(1, (-1, 1, 1)).contiguous(memory_format=torch.channels_last)
+        hidden = self.grown(z).unflatten(1, (-1, 1, 1)).contiguous(memory_format=torch.channels_last)
         *inner, last = self.decoder
         for layer in inner:
             hidden = F.relu(layer(hidden))
         return torch.sigmoid(last(hidden).float()).permute(0, 2, 3, 1)
+
+    def grown(self, z: Tensor) -> Tensor:
+        """Return what the transposed convolutions begin from, [B, 1024], of latents [B, Z]."""
+        grown: Tensor = self.expand(z)
+        return grown
 
     @classmethod
     def build(cls, observations: Observations, settings: Any) -> VAE:

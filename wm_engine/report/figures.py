@@ -334,6 +334,48 @@ def returns(scores: Mapping[str, Sequence[float]]) -> Draw:
     return draw
 
 
+def sweep(rows: Rows, key: str, lines: Mapping[str, float], horizon: int) -> Draw:
+    """Draw the real return above and the dreamt one below over the values of a setting.
+
+    Means over trainings with their 95 % intervals, and every training as a dot. Numbers stand where they are (on a
+    logarithmic axis where they span more than a decade and a half), words side by side.
+
+    Parameters
+    ----------
+    rows : of :func:`wm_engine.run.sweep.describe`
+    key : the setting's name
+    lines : real returns to compare with, by name
+    horizon : decisions of the dreams
+    """
+    numbers = [row["number"] for row in rows]
+    numeric = None not in numbers
+    places = numbers if numeric else list(range(len(rows)))
+
+    def draw(theme: Theme) -> Figure:
+        figure, panels = new_axes(theme, width=7.2, height=5.2, rows=2, sharex=True, height_ratios=(3, 2))
+        for panel, part, colour in zip(panels, ("real", "dreamt"), (theme.real, theme.dream), strict=True):
+            means, low, high = (column([row[part] for row in rows], name) for name in ("mean", "low", "high"))
+            panel.fill_between(places, low, high, color=colour, alpha=0.14, linewidth=0)
+            panel.plot(
+                places, means, color=colour, linewidth=1.8, marker="o", markersize=4, label="mean, 95 % interval"
+            )
+            for place, row in zip(places, rows, strict=True):
+                dots = column([{"mean": mean} for mean in row["means"][part]], "mean")
+                panel.scatter([place] * len(dots), dots, s=14, color=theme.muted, alpha=0.8, linewidths=0, zorder=3)
+        for accent, (name, value) in zip((theme.accents[2], theme.muted), lines.items(), strict=False):
+            panels[0].axhline(value, color=accent, linestyle="--", linewidth=1.0, label=name)
+        label(panels[0], theme, y="real return", title="In the real environment (dots: trainings)")
+        label(panels[1], theme, x=key, y="return", title=f"In the dream: {horizon} decisions")
+        legend(panels[0], theme, loc="best")
+        if numeric and min(places) > 0 and max(places) / min(places) > 10**1.5:
+            panels[1].set_xscale("log")
+        elif not numeric:
+            panels[1].set_xticks(places, [row["value"] for row in rows])
+        return figure
+
+    return draw
+
+
 def bars(values: Mapping[str, float | None], x: str) -> Draw:
     """Draw horizontal bars, the first one in the dream's colour, the others, its baselines, muted."""
 

@@ -23,8 +23,10 @@ from wm_engine.errors import CorruptFileError, StorageError, WMEngineError
 from wm_engine.files import atomic_write, load_tensors, read_json, storage_errors, write_text
 from wm_engine.recorder import read_metrics
 from wm_engine.report import figures, pictures
+from wm_engine.run.card import how_scored
 from wm_engine.run.folder import RunFolder
-from wm_engine.run.published import LoadedRun, how_scored, load_run
+from wm_engine.run.published import LoadedRun, load_run
+from wm_engine.run.sweep import describe, read_sweeps
 from wm_engine.spaces import Pixels, Vector
 
 if sys.version_info >= (3, 11):
@@ -419,6 +421,27 @@ def _times(run: _Run) -> dict[str, Any]:
     }
 
 
+def _sweeps(run: _Run) -> list[dict[str, Any]]:
+    """The sweeps of the models that are published; none is no fault of a run."""
+    shown = []
+    for name, found in read_sweeps(run.folder).items():
+        rows = describe(found)
+        if not rows or found["how"]["models"] != run.published["digests"]:
+            continue
+        lines = {}
+        for part, title in (("controller", "the published policy"), ("random", "random policy")):
+            score = _or_none(functools.partial(run.scored, part, ""))
+            if score is not None:
+                lines[title] = score["mean"]
+        draw = figures.sweep(rows, found["how"]["key"], lines, found["horizon"])
+        shown.append({
+            "name": name, "key": found["how"]["key"], "rows": rows, "horizon": found["horizon"],
+            "dreams": found["dreams"], "rounds": found["how"]["rounds"],
+            "figure": run.figure(f"sweep-{name}", draw),
+        })  # fmt: skip
+    return shown
+
+
 _SECTIONS: Mapping[str, Callable[[_Run], Any]] = {
     "score": _score,
     "progress": _progress,
@@ -433,6 +456,7 @@ _SECTIONS: Mapping[str, Callable[[_Run], Any]] = {
     "learning of V": _learning("vision", "V"),
     "learning of M": _learning("memory", "M"),
     "learning of C": _controller,
+    "sweeps": _sweeps,
     "rounds": _rounds,
     "times": _times,
 }

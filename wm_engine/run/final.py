@@ -18,6 +18,7 @@ from wm_engine.learn.plan import PlanningPolicy, PlanSettings
 from wm_engine.models.latents import LatentCache
 from wm_engine.policies.controller import Controllers
 from wm_engine.real.scoring import record_film, score_baselines, score_policy, score_random
+from wm_engine.run.card import write_card
 from wm_engine.run.published import LoadedRun, load_run, read_published
 from wm_engine.run.state import LoopState
 from wm_engine.run.steps import Driving, make_problem
@@ -65,6 +66,7 @@ def finish(state: LoopState) -> None:
     published = read_published(folder)
     parts["published"] = {name: value for name, value in published.items() if name != "digests"}
     write_json(folder.scores, parts)
+    write_card(folder)
     if config.evaluate.film and not _is_of(folder.film, models):
         record_film(run.agent(), run.controller, config.env, config.evaluate.seed, folder.film)
         write_json(folder.film.with_suffix(".json"), models)

@@ -53,6 +53,16 @@ class RunFolder:
         return self.models / "published.json"
 
     @property
+    def starts(self) -> Path:
+        """The states that imported models dream from: posteriors, "mean" and "log_variance" [N, Z]."""
+        return self.models / "starts.safetensors"
+
+    @property
+    def card(self) -> Path:
+        """What the published models are, for people."""
+        return self.models / "README.md"
+
+    @property
     def metrics(self) -> Path:
         return self.root / "metrics"
 
@@ -72,6 +82,11 @@ class RunFolder:
     @property
     def report(self) -> Path:
         return self.root / "report"
+
+    @property
+    def sweeps(self) -> Path:
+        """Trainings of C on the published V and M, a folder for each sweep."""
+        return self.root / "sweeps"
 
     @property
     def crossovers(self) -> Path:

@@ -20,7 +20,8 @@ from typing import Literal
 import torch
 
 from wm_engine.cluster import RayFleet
-from wm_engine.files import lock_folder, sweep_temporaries
+from wm_engine.errors import RunMismatchError
+from wm_engine.files import lock_folder, read_json, sweep_temporaries
 from wm_engine.fleet import Fleet
 from wm_engine.machine import choose_precision, use_threads
 from wm_engine.models.trainer import repeatable
@@ -64,12 +65,13 @@ def run_loop(
     """
     folder = RunFolder(Path(root))
     folder.check()
+    _check_own(folder)
     use_threads(config.threads)
     device_of(config)
     config.env.found()
     with lock_folder(folder.root):
         sweep_temporaries(folder.root)
-        with Recorder(folder.metrics) as recorder, _workers(config, ray) as fleet:
+        with Recorder(folder.metrics) as recorder, workers([config], ray) as fleet:
             state = LoopState(config, folder, recorder, fleet)
             resumed = state.restore(keep_settings=on_change == "keep")
             if not resumed and len(state.store) and folder.config.exists():
@@ -84,17 +86,24 @@ def run_loop(
                 finish(state)
 
 
+def _check_own(folder: RunFolder) -> None:
+    """Refuse a folder of imported models, which a run would publish its own over: RunMismatchError."""
+    if folder.published.exists() and "imported" in read_json(folder.published):
+        raise RunMismatchError(
+            f"{folder.root}: holds models that were imported, and nothing to go on from. Choose another --run folder."
+        )
+
+
 @contextlib.contextmanager
-def _workers(config: Config, ray: str | None) -> Iterator[Fleet | None]:
+def workers(configs: Sequence[Config], ray: str | None) -> Iterator[Fleet | None]:
+    """Keep a cluster's workers ready for work of these configurations, all on one device; None without a cluster."""
     if ray is None:
         yield None
         return
+    config = configs[0]
     device = device_of(config)
-    precisions = {
-        "fp32",
-        choose_precision("vision.precision", config.vision.encoding_precision(), device),
-        choose_precision("dream.precision", config.dream.precision, device),
-    }
+    precisions = {"fp32", choose_precision("vision.precision", config.vision.encoding_precision(), device)}
+    precisions |= {choose_precision("dream.precision", one.dream.precision, device) for one in configs}
     with contextlib.closing(RayFleet(ray, config.cluster, config.device, torch.get_num_threads(), precisions)) as fleet:
         yield fleet
 

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+from wm_engine.checks import check_int
 from wm_engine.data.replay import Replay
 from wm_engine.data.store import RolloutStore
 from wm_engine.dream import DreamEngine, Starts
 from wm_engine.dream.starts import recorded_starts
 from wm_engine.errors import ConfigError, CorruptFileError, MissingRunError
-from wm_engine.files import file_fingerprint, read_json, write_json
+from wm_engine.files import file_fingerprint, load_tensors, read_json, write_json
 from wm_engine.learn.base import learner_kind
 from wm_engine.machine import choose_precision
 from wm_engine.models.base import Vision, WorldModel, load_vision, load_world_model
@@ -23,6 +25,7 @@ from wm_engine.models.latents import LatentCache
 from wm_engine.policies.base import Policy
 from wm_engine.policies.controller import Controllers
 from wm_engine.real.agent import Agent
+from wm_engine.run.card import write_card
 from wm_engine.run.config import Config, device_of, read_config
 from wm_engine.run.folder import RunFolder
 
@@ -41,8 +44,8 @@ def publish(state: LoopState) -> None:
     state.learner.save_policy(folder.controller, state.learner.policy())
     place.published = place.round
     judged = [score for score in place.scores if score["round"] == place.round]
-    write_json(
-        folder.published,
+    write_published(
+        folder,
         {
             "round": place.round,
             "task": state.config.env.task,
@@ -53,9 +56,14 @@ def publish(state: LoopState) -> None:
             "learning_frames": place.learning_frames,
             "judged_frames": place.judged_frames,
             "minutes": (place.total_seconds + sum(place.seconds.values())) / 60.0,
-            "digests": {path.name: file_fingerprint(path) for path in _models(folder)},
         },
     )
+
+
+def write_published(folder: RunFolder, note: Mapping[str, Any]) -> None:
+    """Write the note on what lies in ``models/``, with a digest of each model, and the card for people."""
+    write_json(folder.published, dict(note) | {"digests": {p.name: file_fingerprint(p) for p in _models(folder)}})
+    write_card(folder)
 
 
 def count_judged(state: LoopState) -> None:
@@ -63,6 +71,7 @@ def count_judged(state: LoopState) -> None:
     found = read_json(state.folder.published)
     found |= {"judged_rounds": len(state.place.scores), "judged_frames": state.place.judged_frames}
     write_json(state.folder.published, found)
+    write_card(state.folder)
 
 
 def _models(folder: RunFolder) -> tuple[Path, ...]:
@@ -88,27 +97,6 @@ def read_published(folder: RunFolder) -> dict[str, Any]:
     return found
 
 
-def how_scored(published: Mapping[str, Any], episodes: int | None) -> str:
-    """Say of a score where its policy was trained, how it was chosen, on how many episodes it was scored, and after
-    how many real frames and minutes.
-
-    published : what ``published.json`` holds; episodes : of the score, None where it has not been taken yet
-    """
-    trained = "in dreams alone" if published["trained_in"] == "dream" else "in the real environment"
-    judged, rounds = published["judged"], published["judged_rounds"]
-    if published["chosen"] == "best" and judged and rounds > 1:
-        chosen = f"the best of {rounds} rounds judged on {judged['episodes']} real episodes each is published"
-    else:
-        chosen = "the last round is published, whatever it scored"
-    scored = (
-        f"scored on {episodes:,} real episodes that no choice saw" if episodes else "not scored on its own episodes yet"
-    )
-    return (
-        f"Trained {trained}; {chosen}; {scored}. Learnt from {published['learning_frames']:,} real frames in "
-        f"{published['minutes']:,.1f} minutes; {published['judged_frames']:,} more were driven for scores alone."
-    )
-
-
 @dataclass(frozen=True, repr=False)
 class LoadedRun:
     """A run, read: its published models, and states to dream from.
@@ -132,8 +120,10 @@ class LoadedRun:
 
         They are of the newest episodes, as many as a round's starts are taken from, or ``count`` where that is fewer: V
         encodes them, which may take seconds. ``mid_fraction``: share of the states from the middle of episodes; None:
-        the run's.
+        the run's. Of imported models: latents float32 [count, Z] drawn from the posteriors that came with them.
         """
+        if "imported" in self.published:
+            return self._imported_starts(count, seed)
         store = RolloutStore.open(self.folder.rollouts, create=False)
         latents = LatentCache(self.vision, store, torch.device("cpu"), drawn=self.config.vision.drawn)
         replay = Replay(store, int(self.published["round"]), self.config.drive.holdout)
@@ -141,6 +131,14 @@ class LoadedRun:
         episodes = [latents.read(index) for index in replay.training[-min(count, s.start_episodes) :]]
         middle = s.mid_fraction if mid_fraction is None else mid_fraction
         return recorded_starts(self.world, episodes, count, middle, seed, s.burn_in)
+
+    def _imported_starts(self, count: int, seed: int) -> Starts:
+        check_int("count", count, least=1)
+        parts, _ = load_tensors(self.folder.starts)
+        rng = np.random.default_rng(seed)
+        chosen = torch.from_numpy(rng.integers(len(parts["mean"]), size=count))
+        noise = torch.from_numpy(rng.standard_normal((count, parts["mean"].shape[1]), dtype=np.float32))
+        return Starts(parts["mean"][chosen] + torch.exp(0.5 * parts["log_variance"][chosen]) * noise)
 
     def engine(self, **options: Any) -> DreamEngine:
         """Make an engine that dreams controllers of the published one's shape; ``options`` are DreamEngine's.

@@ -18,7 +18,7 @@ from wm_engine.files import Checkpoints
 from wm_engine.fleet import Fleet
 from wm_engine.learn.base import Learner, learner_kind
 from wm_engine.machine import choose_precision
-from wm_engine.models.base import WorldModel, vision_kind
+from wm_engine.models.base import Vision, WorldModel, vision_kind
 from wm_engine.models.ensemble import build_world_model
 from wm_engine.models.latents import LatentCache
 from wm_engine.models.trainer import Trainer
@@ -95,10 +95,17 @@ class LoopState:
         )
         self.latents = LatentCache(vision, self.store, self.device, drawn=config.vision.drawn)
         self.place = Place()
+        self._learnt_until: int | None = None
         self._runners: Runners | None = None
         self._checkpoints = Checkpoints(folder.checkpoints)
         self._vision_checkpoints = Checkpoints(folder.checkpoints / "vision")
         self._saved_vision = -1
+
+    def use(self, vision: Vision, world: WorldModel, round_index: int) -> None:
+        """Take a finished V and M in place of new ones, and from now on the episodes of rounds up to theirs."""
+        self.vision, self.world = Trainer("vision", vision.to(self.device)), world.to(self.device)
+        self.latents = LatentCache(vision, self.store, self.device, drawn=self.config.vision.drawn)
+        self._learnt_until = round_index
 
     @property
     def precision(self) -> str:
@@ -126,7 +133,8 @@ class LoopState:
 
     def replay(self) -> Replay:
         """Return the episodes that the present round may learn from."""
-        return Replay(self.store, self.place.round, self.config.drive.holdout)
+        until = self.place.round if self._learnt_until is None else self._learnt_until
+        return Replay(self.store, until, self.config.drive.holdout)
 
     def save(self) -> None:
         """Write a checkpoint. V, the largest part by far, is written only where it has changed."""
