@@ -17,7 +17,7 @@ from wm_engine.main import wait_passively
 from wm_engine.run.config import resolve
 from wm_engine.run.folder import RunFolder
 
-COMMANDS = ["bench", "evaluate", "info", "profile", "report", "train"]
+COMMANDS = ["bench", "evaluate", "info", "play", "profile", "report", "train"]
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ INFRASTRUCTURE = (
 # The loop's own order: what is one environment's stands in envs/tasks/, what is one model's in its file of models/.
 PARTS = (
     *("rng", "envs", "data", "ops", "models", "policies", "dream", "learn", "real", "judge", "cluster", "run"),
-    *("report", "info", "cli", "main"),
+    *("report", "play", "info", "cli", "main"),
 )
 ORDER = {name: place for place, name in enumerate(INFRASTRUCTURE + PARTS)}
 # Data and native code: imported by anyone, importing nothing of ours; kernels/ has its arguments checked by `checks`.
