@@ -26,13 +26,10 @@ class Film:
     """
 
     def __init__(self, rate: float, panels: int, most_seconds: int = 300) -> None:
-        self._panels, self._most = panels, int(rate * most_seconds)
+        self._rate, self._panels, self._most = rate, panels, int(rate * most_seconds)
         self.pictures = 0
-        self._open = contextlib.ExitStack()
-        folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="wm_engine-play-")))
-        self._path = folder / "dream.mp4"
-        self._encoder = contextlib.ExitStack()
-        self._write = self._encoder.enter_context(write_mp4(self._path, max(1, round(rate))))
+        self._folder, self._encoder = contextlib.ExitStack(), contextlib.ExitStack()
+        self._path = Path()
 
     def add(self, pictures: list[np.ndarray]) -> None:
         """Add the pictures of one moment, uint8 [height, width, 3] each, all of one size; missing panels stay dark."""
@@ -44,8 +41,15 @@ class Film:
         for index, picture in enumerate(pictures[: self._panels]):
             left = index * (width * scale + _GAP)
             whole[:, left : left + width * scale] = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+        if not self.pictures:
+            self._begin()
         self._write(whole)
         self.pictures += 1
+
+    def _begin(self) -> None:
+        folder = self._folder.enter_context(tempfile.TemporaryDirectory(prefix="wm_engine-play-"))
+        self._path = Path(folder) / "dream.mp4"
+        self._write = self._encoder.enter_context(write_mp4(self._path, max(1, round(self._rate))))
 
     def finish(self) -> bytes:
         """End the film and return its bytes, none where it has no picture. StorageError where the disk is full."""
@@ -53,7 +57,7 @@ class Film:
             self._encoder.close()
             return self._path.read_bytes() if self.pictures else b""
         finally:
-            self._open.close()
+            self._folder.close()
 
     def drop(self) -> None:
         """End the film and forget it."""

@@ -223,22 +223,27 @@ def listen_on(host: str, port: int) -> socket.socket:
         ) from error
 
 
+def make_server(app: Starlette) -> uvicorn.Server:
+    """Make a server of the application, with the limits that belong to it."""
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, lifespan="off",
+        limit_concurrency=8 * MOST_VISITORS, ws="websockets-sansio", ws_max_size=MOST_BYTES,
+        ws_per_message_deflate=False, timeout_graceful_shutdown=3,
+    )  # fmt: skip
+    return uvicorn.Server(config)
+
+
 def serve(shared: PlayedRun, bound: socket.socket, host: str, open_page: bool, say: Callable[[str], None]) -> None:
     """Serve the page until Ctrl-C. ``bound``: see :func:`listen_on`; ``say``: told the address."""
-    names = {"localhost", host.lower(), socket.gethostname().lower()}
-    port = bound.getsockname()[1]
+    visitors = Visitors(shared, {"localhost", host.lower(), socket.gethostname().lower()})
     shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    visitors = Visitors(shared, names)
-    config = uvicorn.Config(
-        visitors.app(), log_level="warning", access_log=False, server_header=False, lifespan="off",
-        ws="websockets-sansio", ws_max_size=MOST_BYTES, ws_per_message_deflate=False, timeout_graceful_shutdown=3,
-    )  # fmt: skip
-    say(f"http://{shown}:{port}/")
+    address = f"http://{shown}:{bound.getsockname()[1]}/"
+    say(address)
     if open_page:
-        webbrowser.open(f"http://{shown}:{port}/")
+        webbrowser.open(address)
     try:
         with contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[bound])
+            make_server(visitors.app()).run(sockets=[bound])
     finally:
         bound.close()
         visitors.close()

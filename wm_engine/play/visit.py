@@ -189,7 +189,12 @@ class Visit:
             pictures.append(self._road_view(self._road.observation if road_before is None else road_before))
             header |= {"roadTotal": self._road.total, "roadEnded": self._road.ended}
         if self._film is not None:
-            self._film.add(pictures)
+            try:
+                self._film.add(pictures)
+            except OSError as error:  # the encoder is gone, as when the disk is full
+                self._film.drop()
+                self._film = None
+                header["note"] = f"The recording has stopped, and is lost ({error})."
         return packed(header | {name: _plain(value) for name, value in facts.items()}, [*pictures])
 
     def _record(self, on: bool) -> list[bytes]:

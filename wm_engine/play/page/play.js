@@ -132,6 +132,7 @@ const shown = {
     at("end").textContent = `${(100 * told.end).toFixed(0)} %`;
     at("steps").textContent = told.steps;
     showAction(told.action);
+    if (told.note) note(told.note);
     if (told.ended) veil("The dream ends here.");
     const now = performance.now();
     arrivals.push(now);
@@ -262,7 +263,7 @@ function connect() {
 
 document.addEventListener("keydown", (event) => {
   if (controls === null || event.ctrlKey || event.altKey || event.metaKey) return;
-  if (event.target instanceof HTMLInputElement && event.target.type !== "range") return;
+  if (event.target instanceof HTMLInputElement) return; // a number is typed, or the slider moved
   const button = controls.buttons.find((one) => one.keys.includes(event.code));
   const others = {
     Space: () => toggle("pause", "pause"),
@@ -275,6 +276,10 @@ document.addEventListener("keydown", (event) => {
   if (event.repeat) return;
   if (button) press(event.code, button);
   else others[event.code]();
+});
+// What a pointer has pressed lets go of the keyboard, which is for driving; what Tab has reached keeps it.
+document.addEventListener("click", (event) => {
+  if (event.detail > 0) event.target.closest?.("button, input[type=range]")?.blur();
 });
 document.addEventListener("keyup", (event) => release(event.code));
 window.addEventListener("blur", () => {
