@@ -40,7 +40,7 @@ def client(visitors):
 
 
 def meet(client, headers=OURS):
-    return client.websocket_connect("/dream", headers=headers)
+    return client.websocket_connect("ws://localhost:8000/dream", headers=headers)
 
 
 def heard(socket, kind: str) -> dict:
