@@ -17,7 +17,9 @@ from wm_engine.main import wait_passively
 from wm_engine.run.config import resolve
 from wm_engine.run.folder import RunFolder
 
-COMMANDS = ["bench", "evaluate", "export", "import", "info", "profile", "report", "sweep", "train"]
+COMMANDS = [
+    *("bench", "diagnose", "evaluate", "export", "import", "info", "play", "profile", "report", "sweep", "train"),
+]
 
 
 @pytest.fixture(autouse=True)

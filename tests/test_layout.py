@@ -30,7 +30,7 @@ PARTS = (
         "foreign",
         "run",
     ),
-    *("report", "info", "cli", "main"),
+    *("report", "play", "info", "cli", "main"),
 )
 ORDER = {name: place for place, name in enumerate(INFRASTRUCTURE + PARTS)}
 # Data and native code: imported by anyone, importing nothing of ours; kernels/ has its arguments checked by `checks`.

@@ -1,4 +1,4 @@
-"""The command line: ``wm-engine train | evaluate | diagnose | sweep | import | export | report | info | bench | profile``."""
+"""The command line: what ``wm-engine --help`` lists, each command a function."""
 
 from __future__ import annotations
 
@@ -304,6 +304,30 @@ def report(root: Path) -> None:
       wm-engine report --run runs/quick
     """
     click.echo(f"report: {write_report(RunFolder(root).existing())}")
+
+
+@cli.command()
+@click.option("--run", "root", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The run folder.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to serve on: this machine alone.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
+@click.option("--open", "open_page", is_flag=True, help="Open the page in a browser.")
+def play(root: Path, host: str, port: int, open_page: bool) -> None:
+    """Play a run's dreams in a browser: you or its controller at the wheel, the road beside them.
+
+    Ctrl-C ends it. Whoever reaches another --host than this machine's own can play too.
+
+    \b
+    Example:
+      wm-engine play --run runs/quick --open
+    """
+    server = importlib.import_module("wm_engine.play.server")  # here: its packages are an extra
+    from wm_engine.play.played_run import PlayedRun
+
+    shared = PlayedRun(load_run(root))
+    if shared.no_road is not None:
+        click.echo(f"no road beside the dream: {shared.no_road}")
+    bound = server.listen_on(host, port)
+    server.serve(shared, bound, host, open_page, lambda address: click.echo(f"play: {address}  (Ctrl-C ends it)"))
 
 
 @cli.command()

@@ -76,6 +76,7 @@ class Task:
     reward : what a dreamt step is worth, "predicted" | "survival"
     squash : how C's outputs become actions, a word for each action or "argmax"; (): what fits the space, "argmax" for
         discrete actions, "sigmoid" for those that are never negative, "tanh" for others
+    action_names : what people call the A entries of an action; (): nobody has named them
     frames_per_second : of the environment's clock, for films
     solved : the score that counts as solved; None: nobody has named one
     extra : the extra of this package that installs the environment; "": none is needed
@@ -104,6 +105,7 @@ class Task:
     crop_rows: int | tuple[int, int] | None = None
     reward: str = "predicted"
     squash: tuple[str, ...] | str = ()
+    action_names: tuple[str, ...] = ()
     frames_per_second: int = 50
     solved: float | None = None
     extra: str = ""
@@ -140,6 +142,8 @@ class Task:
             self.squash != "argmax" and len(self.squash) != actions.size
         ):
             raise ValueError(f'squash must be "argmax" or a word for each action of {actions}, but was {self.squash!r}')
+        if len(self.action_names) not in (0, actions.size):
+            raise ValueError(f"action_names must be {actions.size} names, or none, but were {self.action_names}")
 
     def random_actions(self, rng: np.random.Generator, steps: int, action_repeat: int = 1) -> np.ndarray:
         """Draw the actions of a random policy that gets somewhere: float32 [steps, A], within the bounds.

@@ -72,6 +72,7 @@ task = Task(
     # nothing that the road does not; Ha & Schmidhuber's published code leaves them out too.
     crop_rows=84,
     squash=("tanh", "sigmoid", "relu_tanh"),
+    action_names=("steer", "gas", "brake"),
     solved=900.0,
     explore=drive_at_random,
     price=price_tiles,
