@@ -36,7 +36,7 @@ _RANDOM = (
     "rounds=1", "drive.first_episodes=840", "memory.first_steps=720", "controller.dream_generations=40",
 )  # fmt: skip
 _LSTM = ("memory.kind=lstm", "memory.residual=false", "memory.members=1")
-_MDN = ("memory.mixtures=5", "memory.residual=false", "memory.members=1")
+_MDN = ("memory.residual=false", "memory.members=1")
 _RESIDUAL = ("memory.residual=true",)
 _ENSEMBLE = ("memory.members=5",)
 
@@ -59,7 +59,7 @@ ROWS = {
     "lstm-rounds": Row("LSTM, rounds", _LSTM),
     "mdn-rounds": Row("MDN-LSTM, rounds", _MDN),
     "lstm-both": Row("LSTM, residual, ensemble", (*_RANDOM, *_LSTM, *_RESIDUAL, *_ENSEMBLE)),
-    "both": Row("one component, residual, ensemble", _RANDOM),
+    "both": Row("MDN-LSTM, residual, ensemble", _RANDOM),
     "preset": Row("the preset: these and rounds", ()),
 }
 """By the name that ``--rows`` takes."""
