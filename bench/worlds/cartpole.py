@@ -20,7 +20,7 @@ import numpy as np
 from wm_engine.errors import WMEngineError
 from wm_engine.files import read_json, write_json
 from wm_engine.policies.controller import Controllers
-from wm_engine.run.config import resolve
+from wm_engine.run.config import Config, apply_change, load_preset, make_config
 from wm_engine.run.folder import RunFolder
 from wm_engine.run.loop import run_loop
 from wm_engine.run.published import load_run
@@ -65,13 +65,22 @@ ROWS = {
 """By the name that ``--rows`` takes."""
 
 
+def config_of(row: Row, changes: Sequence[str] = ()) -> Config:
+    """Return the preset with a row's changes, and more of them."""
+    tables = load_preset("cartpole")
+    for change in (*row.changes, *changes):
+        apply_change(tables, change)
+    if tables["memory"]["kind"] == "lstm":  # it has no mixture
+        del tables["memory"]["mixtures"]
+    return make_config(tables, source="preset cartpole")
+
+
 def measure(folder: Path, row: Row, seed: int, changes: Sequence[str] = ()) -> dict[str, Any]:
     """Train a row with a seed, unless that is done; returns its scores as plain values.
 
     ``changes``: of the preset, on top of the row's, for smaller runs.
     """
-    config = resolve("cartpole", [*_PLAIN, *row.changes, f"seed={seed}", *changes])
-    run_loop(folder, config)
+    run_loop(folder, config_of(row, [*_PLAIN, f"seed={seed}", *changes]))
     run = load_run(folder)
     if not isinstance(run.controller, Controllers):
         raise WMEngineError(f"{folder}: its policy is no controller")

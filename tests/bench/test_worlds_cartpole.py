@@ -5,11 +5,10 @@ from __future__ import annotations
 from click.testing import CliRunner
 
 from wm_engine.bench.worlds import cartpole
-from wm_engine.run.config import resolve
 
 
 def config_of(name: str):
-    return resolve("cartpole", cartpole.ROWS[name].changes)
+    return cartpole.config_of(cartpole.ROWS[name])
 
 
 def test_rows_have_equal_budgets_and_differ_in_what_they_say():

@@ -70,7 +70,7 @@ class MDNRNN(WorldModel):
     ``head.bias [N]``, the rows of the head as in :class:`wm_engine.ops.mdn.HeadLayout`.
     """
 
-    Settings = MDNRNNSettings
+    Settings: ClassVar[type[RecurrentSettings]] = MDNRNNSettings
     SIZES: ClassVar[Mapping[str, Callable[[str], Any]]] = {
         "latent": int, "action": int, "hidden": int, "mixtures": int, "mixture": str, "residual": flag_of,
     }  # fmt: skip
