@@ -45,6 +45,12 @@ class PlanSettings(LearnerSettings):
     every: int = Field(1, ge=1, description="decisions that are taken of a plan before there is a new one")
     dreams: int = Field(2, ge=1, description="E, dreams of each sequence, with the same draws for all")
     temperature: float = Field(1.0, ge=0.0, le=1e6, description="of M's mixture in these dreams")
+    discount: float = Field(
+        0.99,
+        gt=0.0,
+        le=1.0,
+        description="worth of a decision's reward one decision later; at 1 a plan may put off for good",
+    )
     reward: Literal["task", "predicted", "survival"] = Field(
         "task", description="what a dreamt step is worth: what M predicts, 1, or as the task says"
     )
@@ -119,14 +125,16 @@ class PlanningPolicy:
         decision = int(self._taken[lane])
         mean, std = self._plans[lane], torch.ones_like(self._plans[lane])
         generator = keyed_generator(self.seed, lane, decision)
+        discounts = s.discount ** torch.arange(s.horizon).unsqueeze(1)
         for iteration in range(s.iterations):
             drawn = self._drawn(mean, std, generator)
-            returns = engine.rollout(
+            rewards = engine.rollout(
                 None, start, episodes=s.dreams, max_steps=s.horizon, temperature=s.temperature, reward=self.reward,
                 done=s.done, seed=derive_seed(self.seed, lane, decision, iteration),
-                actions=self._acted(drawn).to(engine.device),
-            ).returns.cpu()  # fmt: skip
-            worth = returns.mean(1).nan_to_num(nan=-torch.inf)
+                actions=self._acted(drawn).to(engine.device), record=True,
+            ).rewards  # fmt: skip
+            assert rewards is not None
+            worth = (rewards.cpu().mean(2) * discounts).sum(0).nan_to_num(nan=-torch.inf)
             best = drawn[worth.topk(s.elites).indices]
             mean, std = best.mean(0), best.std(0, correction=0).clamp(min=_LEAST_STD)
         self._plans[lane] = mean
