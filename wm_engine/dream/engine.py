@@ -316,7 +316,7 @@ class DreamEngine:
             raise ValueError(f"lanes are stepped on one device, but devices were {', '.join(map(str, self.devices))}")
         return cast(LaneBackend, self._backends[0])
 
-    def _checked_starts(self, starts: Starts) -> Starts:
+    def _checked_starts(self, starts: Starts | None) -> Starts:
         starts = check_type("starts", starts, Starts)
         check_tensor("starts.z", starts.z, ["N", self.controller.latent])
         for name in ("h", "c"):
