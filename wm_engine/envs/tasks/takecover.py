@@ -9,7 +9,7 @@ from wm_engine.envs.task import Scenario, Task
 from wm_engine.spaces import Box, Pixels, Spaces
 
 _THIRD = 1.0 / 3.0
-_TICS_A_TURN = 60
+_TICS_A_TURN = 100
 
 
 def press_by_thirds(actions: np.ndarray) -> np.ndarray:
@@ -33,7 +33,7 @@ def run_about(rng: np.random.Generator, frames: int) -> np.ndarray:
 def run_to_and_fro(rng: np.random.Generator, frames: int) -> np.ndarray:
     """Run left and right by turns, float32 [frames, 1], without a look at anything: what a policy has to beat.
 
-    60 tics a turn: the best of six lengths over 200 episodes each (docs/worlds/takecover.md).
+    100 tics a turn: the best of the lengths that were tried (docs/worlds/takecover.md).
     """
     turns = np.arange(frames) // _TICS_A_TURN
     return np.where(turns % 2 == 0, -1.0, 1.0).astype(np.float32)[:, None]
