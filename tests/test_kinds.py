@@ -18,7 +18,7 @@ MODELS = "wm_engine.models"
 
 
 def test_the_kinds_of_a_role_are_the_modules_that_hold_one():
-    assert known_kinds(MODELS, "vision") == ["identity", "vae"]
+    assert known_kinds(MODELS, "vision") == ["blind", "identity", "vae", "vae_relu"]
     assert known_kinds(MODELS, "world_model") == ["mdn_rnn"]
     assert known_kinds("wm_engine.learn", "learner") == ["evolution"]
 

@@ -31,7 +31,7 @@ _MIXTURES = 5
 _NAMES = {"gmm_linear.weight": "M", "encoder.conv1.weight": "V", "fc.weight": "C"}
 # The reward beside C's weights may be a NumPy number, which is a number and no more.
 _SCALAR = np.float64(0.0).__reduce__()[0]
-_NUMBERS = [_SCALAR, (_SCALAR, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Float64DType]
+_NUMBERS: list[Any] = [_SCALAR, (_SCALAR, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Float64DType]
 
 
 def read(paths: Sequence[Path]) -> Foreign:
