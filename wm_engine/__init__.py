@@ -4,13 +4,16 @@
 ``Starts``, and ``evolve`` trains them. ``load_run`` reads what a run has published.
 
 Names are imported when they are first asked for: the command line has something to say to OpenMP before torch, which
-reads it once, is loaded (:mod:`wm_engine.main`).
+reads it once, is loaded (:mod:`wm_engine.main`). ``wm_engine/GridWorld-v0`` and ``wm_engine/SimpleCarRacing-v0`` are
+registered with gymnasium.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+import gymnasium
 
 if TYPE_CHECKING:
     from wm_engine.dream import DreamEngine, DreamOutput, Starts
@@ -47,6 +50,15 @@ _HOMES = {
     "RNG_VERSION": "wm_engine.rng",
     "load_run": "wm_engine.run.published",
 }
+
+_WORLDS = {
+    "wm_engine/GridWorld-v0": ("wm_engine.worlds.grid_world:GridWorld", 100),
+    "wm_engine/SimpleCarRacing-v0": ("wm_engine.worlds.simple_car_racing:SimpleCarRacing", 200),
+}
+
+for _id, (_entry_point, _limit) in _WORLDS.items():
+    if _id not in gymnasium.registry:  # they are there already where this module is loaded anew
+        gymnasium.register(_id, entry_point=_entry_point, max_episode_steps=_limit)
 
 
 def __getattr__(name: str) -> Any:

@@ -45,7 +45,7 @@ class Task:
     solved : the score that counts as solved; None: nobody has named one
     extra : the extra of this package that installs the environment; "": none is needed
     register : a module that registers ``env_id`` when it is imported, in the gymnasium backend's workers; "": gymnasium
-        knows it already. It must not be of this package, which a worker would import with all of torch.
+        knows it already. "wm_engine" registers our own. It must not import torch, which a worker has no use for.
     explore : draws a random plan, (rng, frames) -> float32 [frames, A]; None: a smooth walk over a box, held choices of
         discrete actions
     align : makes EnvPool's pictures gymnasium's, uint8 [n, height, width, 3] to the same; None: they are alike
