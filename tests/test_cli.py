@@ -52,6 +52,11 @@ def trained(monkeypatch, tmp_path):
         scores = {
             "controller": {"mean": 312.44, "std": 120.31, "episodes": 20},
             "random": {"mean": -40.2, "std": 10.1, "episodes": 20},
+            "baselines": {
+                "a blind plan": {"mean": 7.0, "std": 1.0, "episodes": 20},
+                "a peer": {"mean": 9.0, "std": 2.0, "episodes": 20, "learnt_from": 76543},
+                "another": {"missing": "install it"},
+            },
         }
         write_json(folder.scores, scores)
         folder.models.mkdir(parents=True)
@@ -122,9 +127,12 @@ def test_bad_input_is_one_clear_error_and_status_2(call, tmp_path, monkeypatch, 
 def test_training_ends_with_scores_how_they_came_about_and_the_report(call, trained):
     status, out, _ = call("train", "--preset", "quick")
     assert status == 0
-    assert out.splitlines()[-4:] == [
+    assert out.splitlines()[-7:] == [
         "controller:     312.4 ± 120.3 over 20 episodes",
         "random policy:  -40.2 ± 10.1 over 20 episodes, on the same episodes",
+        "a blind plan:   7.0 ± 1.0 over 20 episodes, on the same episodes",
+        "a peer:         9.0 ± 2.0 over 20 episodes, on the same episodes, learnt from 76,543 real frames",
+        "another:        not scored: install it",
         "Trained in dreams alone; the best of 2 rounds judged on 8 real episodes each is published; scored on 20 real "
         "episodes that no choice saw. Learnt from 76,543 real frames in 12.3 minutes; 16,000 more were driven for "
         "scores alone.",

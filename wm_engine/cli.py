@@ -19,7 +19,7 @@ from wm_engine.errors import WMEngineError
 from wm_engine.files import read_json, write_json
 from wm_engine.info import collect_info, format_info
 from wm_engine.machine import use_threads
-from wm_engine.real.scoring import record_film, score_policy, score_random
+from wm_engine.real.scoring import record_film, score_baselines, score_policy, score_random
 from wm_engine.report import write_report
 from wm_engine.run.config import Config, presets, read_config, resolve
 from wm_engine.run.folder import RunFolder
@@ -148,9 +148,9 @@ def train(
 def evaluate(
     root: Path, changes: tuple[str, ...], episodes: int | None, video: Path | None, output: Path | None
 ) -> None:
-    """Score a run's policy on real episodes, beside a random policy.
+    """Score a run's policy on real episodes, beside a random policy and the task's own baselines.
 
-    Both meet the same episodes. The run folder is only read; its own scores stay as the run left them.
+    All meet the same episodes. The run folder is only read; its own scores stay as the run left them.
 
     \b
     Example:
@@ -163,6 +163,7 @@ def evaluate(
     scores: dict[str, Any] = {
         "controller": score_policy(run.agent(), run.controller, config.env, config.evaluate).plain(),
         "random": score_random(config.env, config.evaluate).plain(),
+        "baselines": score_baselines(config.env, config.evaluate),
         "published": dict(run.published),
     }
     if video is not None:
@@ -170,7 +171,7 @@ def evaluate(
     if output is not None:
         write_json(output, scores)
     click.echo(_score_line("controller", scores["controller"]))
-    click.echo(_score_line("random policy", scores["random"]) + ", on the same episodes")
+    click.echo("\n".join(_baseline_lines(scores)))
     click.echo(how_scored(run.published, config.evaluate.episodes))
 
 
@@ -222,10 +223,23 @@ def _summary_text(folder: RunFolder) -> str:
     scores = read_json(folder.scores)
     lines = [
         _score_line("controller", scores["controller"]),
-        _score_line("random policy", scores["random"]) + ", on the same episodes",
+        *_baseline_lines(scores),
         how_scored(read_published(folder), scores["controller"]["episodes"]),
     ]
     return "\n".join(lines)
+
+
+def _baseline_lines(scores: dict[str, Any]) -> list[str]:
+    """Put what was scored beside the policy into words, the random policy first."""
+    lines = [_score_line("random policy", scores["random"]) + ", on the same episodes"]
+    for name, score in scores.get("baselines", {}).items():
+        if "missing" in score:
+            lines.append(f"{name + ':':<15} not scored: {score['missing']}")
+            continue
+        frames = score.get("learnt_from")
+        learnt = f", learnt from {frames:,} real frames" if frames else ""
+        lines.append(_score_line(name, score) + ", on the same episodes" + learnt)
+    return lines
 
 
 def _score_line(name: str, score: dict[str, Any]) -> str:

@@ -246,6 +246,8 @@ def test_a_package_that_a_task_needs_is_named(tmp_path, monkeypatch):
         ({"squash": "argmax"}, "squash must be"),
         ({"action_repeat": 0}, "action_repeat must be at least 1"),
         ({"max_frames": 0}, "max_frames must be at least 1"),
+        ({"baselines": {"a": list, "b": list}, "peers": {"b": list}}, r"names of their own, but shared \['b'\]"),
+        ({"baselines": {"random": list}}, r"names of their own, but shared \['random'\]"),
     ],
 )
 def test_fields_that_do_not_fit_are_named(fields, words):

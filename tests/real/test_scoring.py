@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -11,10 +13,10 @@ from checker import check
 from fleets import PickledFleet
 from imageio_ffmpeg import count_frames_and_secs
 from pydantic import ValidationError
-from toy_env import ToyEnv
+from toy_env import TOY, ToyEnv
 
 from wm_engine.envs import EnvSettings
-from wm_engine.errors import StorageError
+from wm_engine.errors import MissingDependencyError, StorageError
 from wm_engine.models.mdn_rnn import MDNRNN
 from wm_engine.models.vae import VAE
 from wm_engine.policies.base import OnLanes
@@ -22,7 +24,7 @@ from wm_engine.policies.controller import Controllers, ControllerSpec
 from wm_engine.real import driving, scoring
 from wm_engine.real.agent import Agent
 from wm_engine.real.driving import Runners, Trajectory
-from wm_engine.real.scoring import EvaluateSettings, Scores, record_film, score_policy, score_random
+from wm_engine.real.scoring import EvaluateSettings, Scores, record_film, score_baselines, score_policy, score_random
 
 SPEC = ControllerSpec(latent=4, hidden=8)
 ENV = EnvSettings(task="real.toy_task", num_envs=4, backend="envpool", max_frames=50)
@@ -85,6 +87,40 @@ def test_both_policies_drive_the_same_tracks_on_the_chosen_backend(toy, agent):
         assert result.frames.tolist() == [min(6, ToyEnv.length(seed)) for seed in range(40, 50)]
     assert all(chosen.backend == "gymnasium" and made.closed for chosen, made in toy)
     assert scores.mean != uniform.mean
+
+
+class Forward:
+    """Do one thing for ever: a baseline."""
+
+    def __init__(self, seeds, action=1.0):
+        self.action = action
+
+    def act(self, observations, lanes):
+        return np.full((len(lanes), 3), self.action, np.float32)
+
+
+def learns(frames, seed):
+    """A peer that has learnt as much as it was given frames."""
+    return functools.partial(Forward, action=frames / 100)
+
+
+def is_missing(frames, seed):
+    raise MissingDependencyError("pip install 'wm-engine[peers]'")
+
+
+def test_a_task_s_baselines_and_peers_meet_the_same_episodes(toy, monkeypatch):
+    task = dataclasses.replace(TOY, baselines={"forward": Forward}, peers={"apt": learns, "absent": is_missing})
+    monkeypatch.setattr(EnvSettings, "found", lambda self: task)
+    settings = EvaluateSettings(episodes=10, seed=40)
+    found = score_baselines(ENV, settings, frames=50)
+    steps = np.array([ToyEnv.length(seed) - 1 for seed in range(40, 50)])
+    assert found["forward"]["seeds"] == found["apt"]["seeds"] == list(range(40, 50))
+    assert found["forward"]["returns"] == (steps - 100).tolist()
+    assert found["apt"]["returns"] == (0.5 * steps - 100).tolist()
+    assert found["apt"]["learnt_from"] == 50
+    assert found["absent"] == {"missing": "pip install 'wm-engine[peers]'"}
+    assert list(score_baselines(ENV, settings)) == ["forward"]
+    assert list(score_baselines(ENV, settings.model_copy(update={"peers": False}), frames=50)) == ["forward"]
 
 
 def test_a_score_can_be_repeated(toy, agent):

@@ -137,9 +137,11 @@ def whole_run(tmp_path_factory):
         return params.sum(1, keepdim=True).expand(-1, 2)
 
     write_json(folder.scores, {
-        "how": {part: {"models": digests} for part in ("controller", "memory", "correlation")} | {"random": {}},
+        "how": {part: {"models": digests} for part in ("controller", "memory", "correlation")}
+        | {"random": {}, "baselines": {}},
         "controller": scores_of(600.0),
         "random": scores_of(-50.0),
+        "baselines": {"a peer": scores_of(40.0) | {"learnt_from": 3000}, "another": {"missing": "install it"}},
         "memory": model_errors(world.finished(), held, rest),
         "correlation": dream_real_correlation(lambda p, g: real(p, g) + p[:, :1], real, mix, resamples=100),
     })  # fmt: skip
@@ -195,6 +197,7 @@ def test_the_page_heads_with_how_the_score_came_about(whole_page):
     for words in (
         "602.5 real score, ± 1.9 over 6 real episodes",
         "−47.5 random policy",
+        "42.5 a peer, ± 1.9 over the same episodes, learnt from 3,000 real frames",
         "3,000 real frames learnt from",
         "4.5 minutes",
         "Trained in dreams alone; the last round is published, whatever it scored; scored on 6 real episodes that no "
@@ -255,7 +258,7 @@ def drawn(draw):
 def test_road_and_promise_stand_over_the_same_real_frames(whole_run):
     rows = read_metrics(whole_run.metrics / "metrics.jsonl")
     final = figures.FinalScore(3000, 602.5, 0.5, 6)
-    above, below = drawn(figures.road_and_promise(rows, horizon=HORIZON, random=-47.5, final=final))
+    above, below = drawn(figures.road_and_promise(rows, horizon=HORIZON, random=-47.5, baselines={"a peer": 42.5}, final=final))
     assert above.get_shared_x_axes().joined(above, below)
     shown, promise = lines_of(above), lines_of(below)
     for name, x, y in (
@@ -266,6 +269,7 @@ def test_road_and_promise_stand_over_the_same_real_frames(whole_run):
     ):
         assert np.array_equal(shown[name], [x, y]), name
     assert set(shown["random policy"][1]) == {-47.5}
+    assert set(shown["a peer"][1]) == {42.5}
     assert np.array_equal(promise["the dream promised"], [[2000, 3000], [8, 8]])
     assert np.array_equal(promise["it was paid"], [[2000, 3000], [4, 4]])
     assert f"the next {HORIZON} decisions" in below.get_title(loc="left")

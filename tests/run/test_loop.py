@@ -37,7 +37,8 @@ def outcome(folder: RunFolder) -> dict[str, bytes]:
     files += [path for path in folder.rollouts.rglob("*") if path.is_file()]
     found = {str(path.relative_to(folder.root)): path.read_bytes() for path in files}
     scores = read_json(folder.scores)
-    found["scores"] = json.dumps([scores[name] for name in ("controller", "random", "memory")]).encode()
+    parts = ("controller", "random", "baselines", "memory")
+    found["scores"] = json.dumps([scores[name] for name in parts]).encode()
     place = Checkpoints(folder.checkpoints).latest()[2]["place"]
     kept = {name: place[name] for name in ("round", "step", "stored_frames", "judged_frames", "scores", "published")}
     return found | {"place": json.dumps(kept).encode()}
@@ -73,6 +74,7 @@ def cut_after(step: str, round_index: int, units: int, saved: bool):
 def test_a_toy_learns_in_its_dreams(whole):
     scores = read_json(whole.scores)
     assert scores["controller"]["mean"] > 0.9 > scores["random"]["mean"]
+    assert scores["baselines"]["always right"]["seeds"] == scores["controller"]["seeds"]
     published = read_json(whole.published)
     # The best of all three judged rounds, though the later ones did not take the first one's place.
     assert (published["trained_in"], published["judged_rounds"]) == ("dream", 3)

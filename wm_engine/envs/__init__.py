@@ -10,16 +10,19 @@ from wm_engine.envs.envpool_backend import EnvPoolEnv, envpool_problem
 from wm_engine.envs.exploration import random_walk
 from wm_engine.envs.frames import FRAME_SHAPE, FRAME_SIZE, preprocess
 from wm_engine.envs.gymnasium_backend import GymnasiumEnv
-from wm_engine.envs.task import Task, find_task, task_names
+from wm_engine.envs.task import Baseline, Driver, Peer, Task, find_task, task_names
 from wm_engine.errors import ConfigError
 from wm_engine.machine import available_cpus
 
 __all__ = [
     "FRAME_SHAPE",
     "FRAME_SIZE",
+    "Baseline",
     "BatchedEnv",
+    "Driver",
     "EnvSettings",
     "LaneEnv",
+    "Peer",
     "Step",
     "Task",
     "backends",

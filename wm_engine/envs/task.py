@@ -8,8 +8,9 @@ import importlib
 import importlib.util
 import pkgutil
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -21,6 +22,28 @@ from wm_engine.errors import ConfigError, MissingDependencyError
 from wm_engine.spaces import Box, Discrete, Spaces
 
 Explore = Callable[[np.random.Generator, int], np.ndarray]
+
+
+class Driver(Protocol):
+    """Whoever chooses actions on what real environments show."""
+
+    def act(self, observations: np.ndarray, lanes: np.ndarray) -> np.ndarray:
+        """Return actions float32 [m, A] on the observations [m, ...] of the given lanes int64 [m].
+
+        Called once a step, with the lanes that are still driving.
+        """
+        ...
+
+
+Baseline = Callable[[Sequence[int]], Driver]
+"""Makes the driver of a batch of episodes, lane i driving the environment's seed ``seeds[i]``; it needs neither V nor
+M. It is pickled where a fleet drives: a function or a class of a module, or a dataclass of plain values."""
+
+Peer = Callable[[int, int], Baseline]
+"""Learns in the real environment by other people's code, (frames, seed) -> a baseline, taking at most so many frames.
+MissingDependencyError, naming the extra, where that code is not installed."""
+
+
 # "CartPole-v1", "ALE/Pong-v5", and "mine.envs:Name-v0" of the module that registers it.
 _GYMNASIUM_ID = re.compile(r"[\w.]+:\S+|\S+-v\d+")
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -48,6 +71,9 @@ class Task:
         knows it already. "wm_engine" registers our own. It must not import torch, which a worker has no use for.
     explore : draws a random plan, (rng, frames) -> float32 [frames, A]; None: a smooth walk over a box, held choices of
         discrete actions
+    baselines : policies that a run's score is printed beside, by name, on the same episodes and beside the random one:
+        a blind plan, the shortest path
+    peers : algorithms that learn from as many real frames as the run did, by name, whose score stands there too
     align : makes EnvPool's pictures gymnasium's, uint8 [n, height, width, 3] to the same; None: they are alike
 
     Raises ValueError for fields that do not fit each other.
@@ -67,6 +93,8 @@ class Task:
     extra: str = ""
     register: str = ""
     explore: Explore | None = None
+    baselines: Mapping[str, Baseline] = field(default_factory=dict)
+    peers: Mapping[str, Peer] = field(default_factory=dict)
     align: Callable[[np.ndarray], np.ndarray] | None = None
 
     def __post_init__(self) -> None:
@@ -74,6 +102,8 @@ class Task:
             raise ValueError("backends must name at least one, but was ()")
         for backend in self.backends:
             check_choice("backends", backend, _BACKENDS)
+        if twice := ({*self.baselines} & {*self.peers}) | ({*self.baselines, *self.peers} & {"controller", "random"}):
+            raise ValueError(f"baselines and peers must have names of their own, but shared {sorted(twice)}")
         check_choice("reward", self.reward, ("predicted", "survival"))
         check_int("action_repeat", self.action_repeat, least=1)
         check_int("max_frames", self.max_frames, least=1)

@@ -16,22 +16,11 @@ import numpy as np
 
 from wm_engine.checks import check_int
 from wm_engine.data.store import EpisodeWriter
-from wm_engine.envs import BatchedEnv, EnvSettings, Step, make_env
+from wm_engine.envs import BatchedEnv, Driver, EnvSettings, Step, make_env
 from wm_engine.fleet import Fleet
 from wm_engine.machine import one_torch_thread
 from wm_engine.policies.base import Policy
 from wm_engine.real.agent import Agent
-
-
-class Driver(Protocol):
-    """Whoever chooses actions on what real environments show."""
-
-    def act(self, observations: np.ndarray, lanes: np.ndarray) -> np.ndarray:
-        """Return actions float32 [m, A] on the observations [m, ...] of the given lanes int64 [m].
-
-        Called once a step, with the lanes that are still driving.
-        """
-        ...
 
 
 @dataclass(frozen=True)

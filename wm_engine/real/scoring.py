@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import os
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from wm_engine.envs import BatchedEnv, EnvSettings, Step, check_seeds, make_env
-from wm_engine.errors import StorageError
+from wm_engine.envs import Baseline, BatchedEnv, Driver, EnvSettings, Step, check_seeds, make_env
+from wm_engine.errors import MissingDependencyError, StorageError
 from wm_engine.files import storage_errors
 from wm_engine.fleet import Fleet
 from wm_engine.machine import one_torch_thread
 from wm_engine.policies.base import OnLanes, Policy
 from wm_engine.progress import track
 from wm_engine.real.agent import Agent
-from wm_engine.real.driving import Driver, DriverFactory, EpisodeBatch, PolicyDriver, Runners, Trajectory, drive
+from wm_engine.real.driving import DriverFactory, EpisodeBatch, PolicyDriver, Runners, Trajectory, drive
 from wm_engine.real.exploration import UniformActions
 from wm_engine.settings import Section
 
 
+_log = logging.getLogger(__name__)
+
+
 class EvaluateSettings(Section):
     """Settings of the published policy's score, at the end of a run and by ``wm-engine evaluate``."""
+
+    free: ClassVar[frozenset[str]] = frozenset({"peers"})
 
     episodes: int = Field(100, ge=1, description="real episodes; 100 for a score to report")
     seed: int = Field(1_000_000, ge=0, lt=2**30, description="of the first episode; the others follow one by one")
@@ -34,6 +41,9 @@ class EvaluateSettings(Section):
         "gymnasium", description="gymnasium's own environments make scores comparable with other people's"
     )
     film: bool = Field(True, description="film the first episode")
+    peers: bool = Field(
+        True, description="let the algorithms that the task is compared with learn too, from as many real frames"
+    )
 
     def seeds(self) -> list[int]:
         """Return the environment's seed of every episode."""
@@ -101,6 +111,17 @@ class _AtRandom:
         return UniformActions(env.spaces.actions, self.seeds)
 
 
+@dataclass(frozen=True)
+class _BaselineDriver:
+    """Makes the driver of a task's baseline, which needs no agent."""
+
+    baseline: Baseline
+    seeds: list[int]
+
+    def __call__(self, env: BatchedEnv, agent: Agent | None) -> Driver:
+        return self.baseline(self.seeds)
+
+
 def score_policy(
     agent: Agent,
     policy: Policy,
@@ -124,6 +145,38 @@ def score_policy(
 def score_random(env: EnvSettings, settings: EvaluateSettings, fleet: Fleet | None = None) -> Scores:
     """Score the field's usual random policy, every action drawn anew from the action space, on the same episodes."""
     return _score("random policy", _AtRandom, None, env, settings, fleet)
+
+
+def score_baseline(
+    name: str, baseline: Baseline, env: EnvSettings, settings: EvaluateSettings, fleet: Fleet | None = None
+) -> Scores:
+    """Score a baseline of the task on the same episodes; ``name`` stands on the progress bar."""
+    return _score(name, functools.partial(_BaselineDriver, baseline), None, env, settings, fleet)
+
+
+def score_baselines(
+    env: EnvSettings, settings: EvaluateSettings, fleet: Fleet | None = None, frames: int = 0, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Score what the task names beside its random policy, as JSON-able values by name (:meth:`Scores.plain`).
+
+    frames : real frames that each of the task's peers may learn from; 0 leaves the peers out, as ``settings.peers``
+        does. ``learnt_from`` names them in a peer's scores; where its code is not installed it has ``missing`` in
+        their place, which says what to install.
+    seed : of what the peers draw
+    """
+    task = env.found()
+    found: dict[str, dict[str, Any]] = {
+        name: score_baseline(name, baseline, env, settings, fleet).plain() for name, baseline in task.baselines.items()
+    }
+    for name, peer in task.peers.items() if settings.peers and frames else ():
+        try:
+            learnt = peer(frames, seed)
+        except MissingDependencyError as error:
+            _log.warning("%s is left out: %s", name, error)
+            found[name] = {"missing": str(error)}
+        else:
+            found[name] = score_baseline(name, learnt, env, settings, fleet).plain() | {"learnt_from": frames}
+    return found
 
 
 def _score(

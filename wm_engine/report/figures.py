@@ -27,6 +27,7 @@ _DPI = 144
 _A_ROW = 3
 _MOST_PANELS = 6
 _FEW = 12
+_BASELINE_STYLES = (":", "-.", (0, (6, 2, 1, 2)), (0, (1, 4)))
 
 Rows = Sequence[Mapping[str, Any]]
 Line = tuple[Sequence[float], Sequence[float]]
@@ -130,7 +131,12 @@ def frames_by_round(rows: Rows) -> dict[int, float]:
 
 
 def road_and_promise(
-    rows: Rows, *, horizon: int | None = None, random: float | None = None, final: FinalScore | None = None
+    rows: Rows,
+    *,
+    horizon: int | None = None,
+    random: float | None = None,
+    baselines: Mapping[str, float] | None = None,
+    final: FinalScore | None = None,
 ) -> Draw:
     """Draw the real score above and the dream's promise below, both over the real frames learnt from.
 
@@ -142,7 +148,7 @@ def road_and_promise(
     ----------
     rows : of a run's ``metrics.jsonl``
     horizon : decisions, named in the title
-    random : the random policy's score
+    random : the random policy's score; baselines : the task's own, by name
     final : the published policy's score
 
     Raises ValueError where no round has been driven by a candidate, and none judged.
@@ -165,6 +171,9 @@ def road_and_promise(
         above = panels[0]
         if random is not None:
             above.axhline(random, color=theme.muted, linestyle="--", linewidth=1.0, label="random policy")
+        for number, (name, mean) in enumerate((baselines or {}).items()):
+            style = _BASELINE_STYLES[number % len(_BASELINE_STYLES)]
+            above.axhline(mean, color=theme.muted, linestyle=style, linewidth=1.0, label=name)
         x, best = at(driven), column(driven, "return_best")
         above.plot(x, best, color=theme.real, alpha=0.45, linewidth=0, marker=".", label="best candidate driven")
         line = {"color": theme.real, "alpha": 0.55, "linewidth": 1.2, **_marked(len(x))}

@@ -183,14 +183,23 @@ def _stage(run: _Run, stage: str, reason: str) -> list[Mapping[str, Any]]:
 def _score(run: _Run) -> dict[str, Any]:
     controller = run.scored("controller", "the published policy is not scored yet")
     random = run.scored("random", "the random policy is not scored yet")
+    beside = _baselines(run)
     named = {"controller": controller["returns"], "random policy": random["returns"]}
+    named |= {name: score["returns"] for name, score in beside.items()}
     return {
         "controller": controller,
         "random": random,
+        "baselines": beside,
         "published": run.published,
         "how": how_scored(run.published, controller["episodes"]),
         "figure": run.figure("returns", figures.returns(named)),
     }
+
+
+def _baselines(run: _Run) -> Mapping[str, Mapping[str, Any]]:
+    """The scores of the task's baselines and peers, those that there are, by name."""
+    found = _or_none(functools.partial(run.scored, "baselines", "")) or {}
+    return {name: score for name, score in found.items() if "returns" in score}
 
 
 def _progress(run: _Run) -> dict[str, Any]:
@@ -216,6 +225,7 @@ def _road_and_promise(run: _Run) -> dict[str, Any]:
         run.rows,
         horizon=run.setting("judge", "horizon"),
         random=None if random is None else random["mean"],
+        baselines={name: score["mean"] for name, score in _baselines(run).items()},
         final=final,
     )
     return {"figure": run.figure("road-and-promise", draw), "horizon": run.setting("judge", "horizon")}

@@ -14,7 +14,7 @@ from wm_engine.learn.evolution import Evolution
 from wm_engine.learn.evolve.fitness import RealFitness
 from wm_engine.models.latents import LatentCache
 from wm_engine.policies.controller import Controllers
-from wm_engine.real.scoring import record_film, score_policy, score_random
+from wm_engine.real.scoring import record_film, score_baselines, score_policy, score_random
 from wm_engine.run.published import LoadedRun, load_run, read_published
 from wm_engine.run.state import LoopState
 from wm_engine.run.steps import Driving, make_problem
@@ -28,19 +28,24 @@ _MOST_EPISODES = 64
 def finish(state: LoopState) -> None:
     """Score what is published, unless that is done.
 
-    Leaves ``scores.json``: "controller" and "random", on episodes that no choice among rounds saw; "how" they were
-    taken; "memory" and "correlation", how far M and the dream can be trusted; "published", where the policy was
+    Leaves ``scores.json``: "controller", "random" and "baselines" (those of the task, and its peers, by name), on
+    episodes that no choice among rounds saw; "how" they were taken; "memory" and "correlation", how far M and the dream can be trusted; "published", where the policy was
     trained, how it was chosen, after how many real frames and minutes.
     """
     folder, config = state.folder, state.config
     models = read_published(folder)["digests"]
     scored = {"models": models, "env": config.env.identity(), "evaluate": config.evaluate.identity()}
+    unlearnt = {name: value for name, value in scored.items() if name != "models"}
+    task = config.env.found()
+    names = [*task.baselines, *(task.peers if config.evaluate.peers else ())]
+    beside = unlearnt | {"names": names, "frames": read_published(folder)["learning_frames"]}
     trusted = {"models": models, "judge": config.judge.identity(), "episodes": len(state.store)}
     parts: dict[str, Any] = read_json(folder.scores) if folder.scores.exists() else {}
     run = load_run(folder.root)
     for name, measure, how in (
         ("controller", _score, scored),
-        ("random", _score_random, {name: value for name, value in scored.items() if name != "models"}),
+        ("random", _score_random, unlearnt),
+        ("baselines", _score_baselines, beside),
         ("memory", _memory, trusted),
         ("correlation", _correlation, trusted),
     ):
@@ -73,6 +78,12 @@ def _score(state: LoopState, run: LoadedRun) -> dict[str, Any]:
 
 def _score_random(state: LoopState, run: LoadedRun) -> dict[str, Any]:
     return score_random(state.config.env, state.config.evaluate, state.fleet).plain()
+
+
+def _score_baselines(state: LoopState, run: LoadedRun) -> dict[str, Any]:
+    return score_baselines(
+        state.config.env, state.config.evaluate, state.fleet, run.published["learning_frames"], state.seed("peers")
+    )
 
 
 def _memory(state: LoopState, run: LoadedRun) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ from wm_engine.data.store import EpisodeWriter
 from wm_engine.dream import DreamEngine
 from wm_engine.dream.engine import fastest_backend
 from wm_engine.dream.starts import recorded_starts
-from wm_engine.envs import BatchedEnv
+from wm_engine.envs import BatchedEnv, Driver
 from wm_engine.errors import ConfigError, MissingDependencyError, RunMismatchError
 from wm_engine.files import read_json, write_json
 from wm_engine.judge.calibration import calibrate
@@ -34,7 +34,7 @@ from wm_engine.models.base import WorldModel
 from wm_engine.policies.base import OnLanes, Policy
 from wm_engine.policies.controller import ControllerSpec
 from wm_engine.real.agent import Agent
-from wm_engine.real.driving import Driver, EpisodeBatch, PolicyDriver
+from wm_engine.real.driving import EpisodeBatch, PolicyDriver
 from wm_engine.real.exploration import NoisyAgent, PlannedActions
 from wm_engine.real.scoring import EvaluateSettings, score_policy
 from wm_engine.rng import episode_seeds, keyed_generator
