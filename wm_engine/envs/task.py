@@ -55,7 +55,7 @@ class Task:
     """An environment and what a world model needs to know of it. A file of ``envs/tasks/`` makes one, as ``task``.
 
     name : the file's name, "car_racing"
-    env_id : the registered gymnasium environment, "CarRacing-v3"
+    env_id : the registered gymnasium environment, "CarRacing-v3"; "": there is none, episodes were imported
     spaces : what it shows and takes; pictures are resized to ``spaces.observations.shape``
     backends : those it runs on, the fastest first
     action_repeat : for how many frames an action is applied, where the configuration does not say
@@ -116,6 +116,11 @@ class Task:
         ):
             raise ValueError(f'squash must be "argmax" or a word for each action of {actions}, but was {self.squash!r}')
 
+    @property
+    def simulated(self) -> bool:
+        """Whether there is an environment to drive in; imported episodes have none."""
+        return bool(self.env_id)
+
     def random_actions(self, rng: np.random.Generator, steps: int, action_repeat: int = 1) -> np.ndarray:
         """Draw the actions of a random policy that gets somewhere: float32 [steps, A], within the bounds.
 
@@ -159,6 +164,11 @@ def find_task(name: str) -> Task:
     if task.register and not _is_installed(task.register):
         raise MissingDependencyError(not_installed(task, f"no module named {task.register}"))
     return task
+
+
+def recorded_task(spaces: Spaces) -> Task:
+    """Describe imported episodes of these spaces as a task that has no environment."""
+    return Task("recorded", "", spaces)
 
 
 def task_names() -> list[str]:

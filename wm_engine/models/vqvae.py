@@ -128,7 +128,7 @@ class VQVAE(Vision):
     def embed(self, frames: Tensor) -> Tensor:
         """Encode uint8 [B, 64, 64, 3] to vectors float32 [B, 64, 32], one a cell, before they are quantised."""
         check_frames(frames)
-        hidden = self.encoder(frames.permute(0, 3, 1, 2).float() / 255.0)
+        hidden = self.encoder(frames.permute(0, 3, 1, 2).to(self.book.dtype) / 255.0)
         return hidden.permute(0, 2, 3, 1).flatten(1, 2)
 
     def nearest(self, vectors: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ class VQVAE(Vision):
         vectors = self.embed(observations)
         tokens = self.nearest(vectors.detach())
         words = self.book[tokens]
-        frames = observations.float() / 255.0
+        frames = observations.to(self.book.dtype) / 255.0
         painted = self.paint(vectors + (words - vectors).detach())
         error = (painted - frames).square().mean()
         commitment = (vectors - words).square().mean()

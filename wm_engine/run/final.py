@@ -42,13 +42,15 @@ def finish(state: LoopState) -> None:
     trusted = {"models": models, "judge": config.judge.identity(), "episodes": len(state.store)}
     parts: dict[str, Any] = read_json(folder.scores) if folder.scores.exists() else {}
     run = load_run(folder.root)
-    for name, measure, how in (
+    measures = (
         ("controller", _score, scored),
         ("random", _score_random, unlearnt),
         ("baselines", _score_baselines, beside),
         ("memory", _memory, trusted),
         ("correlation", _correlation, trusted),
-    ):
+    )
+    # Without an environment there is nothing to score in, and M is measured alone.
+    for name, measure, how in measures if task.simulated else [part for part in measures if part[0] == "memory"]:
         if name not in parts or parts["how"].get(name) != how:
             parts[name] = measure(state, run)
             parts["how"] = parts.get("how", {}) | {name: how}
@@ -56,6 +58,8 @@ def finish(state: LoopState) -> None:
     published = read_published(folder)
     parts["published"] = {name: value for name, value in published.items() if name != "digests"}
     write_json(folder.scores, parts)
+    if not task.simulated:
+        return
     if config.evaluate.film and not _is_of(folder.film, models):
         record_film(run.agent(), run.controller, config.env, config.evaluate.seed, folder.film)
         write_json(folder.film.with_suffix(".json"), models)

@@ -58,7 +58,7 @@ class GridWorld(gymnasium.Env):
         return self._picture(), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        moved = self._moved(MOVES[int(action)])
+        moved = _moved(self.walls, self.agent, int(action))
         if moved is None:
             return self._picture(), _BUMP_REWARD, False, False, {}
         self.agent = moved
@@ -69,17 +69,6 @@ class GridWorld(gymnasium.Env):
         """Draw the picture large enough for people, uint8 [384, 384, 3]."""
         return self._picture().repeat(6, axis=0).repeat(6, axis=1)
 
-    def shortest_action(self) -> int:
-        """Return the first action of a shortest path to the goal: the baseline that no policy beats."""
-        far = distances(self.walls, self.goal)
-        after = [far[move] if (move := self._moved(change)) else SIZE**2 for change in MOVES]
-        return int(np.argmin(after))
-
-    def _moved(self, change: tuple[int, int]) -> tuple[int, int] | None:
-        row, column = self.agent[0] + change[0], self.agent[1] + change[1]
-        inside = 0 <= row < SIZE and 0 <= column < SIZE
-        return (row, column) if inside and not self.walls[row, column] else None
-
     def _picture(self) -> np.ndarray:
         cells = np.where(self.walls[..., None], np.uint8(WALL), np.uint8(FLOOR))
         cells[self.goal] = GOAL
@@ -87,6 +76,26 @@ class GridWorld(gymnasium.Env):
         top, left = (place * _PIXELS + 1 for place in self.agent)
         picture[top : top + _PIXELS - 2, left : left + _PIXELS - 2] = AGENT
         return picture
+
+
+def _moved(walls: np.ndarray, agent: tuple[int, int], action: int) -> tuple[int, int] | None:
+    """Where an action leads from a cell; None where an obstacle or the border is."""
+    row, column = agent[0] + MOVES[action][0], agent[1] + MOVES[action][1]
+    return (row, column) if 0 <= row < SIZE and 0 <= column < SIZE and not walls[row, column] else None
+
+
+def shortest_action(kinds: np.ndarray) -> int:
+    """Return the first action of a shortest path, from what each cell shows, int64 [8, 8] (:func:`kinds_of_cells`).
+
+    Staying, 0, where there is no goal or no agent: the agent stands on the goal.
+    """
+    agents, goals = np.argwhere(kinds == 3).tolist(), np.argwhere(kinds == 2).tolist()
+    if len(agents) != 1 or len(goals) != 1:
+        return 0
+    walls = kinds == 1
+    far = distances(walls, tuple(goals[0]))
+    after = [far[there] if (there := _moved(walls, tuple(agents[0]), action)) else SIZE**2 for action in range(5)]
+    return int(np.argmin(after))
 
 
 def distances(walls: np.ndarray, goal: tuple[int, int]) -> np.ndarray:
