@@ -39,6 +39,7 @@ def state(count=4):
     return WorldState(z, torch.zeros(count, 0), torch.zeros(count, 0))
 
 
+@torch.no_grad()
 def test_a_dreamt_step_draws_each_cell_by_its_own_word():
     world, begin, action = made(), state(), torch.eye(3)[[0, 1, 2, 0]]
     words = torch.randint(0, 2**32, (4, 3, 4), generator=torch.Generator().manual_seed(3))
@@ -99,9 +100,11 @@ def test_a_file_gives_back_the_same_model(tmp_path):
 
 
 def test_latents_that_are_no_codes_of_its_own_are_refused():
-    with pytest.raises(WMEngineError, match="memory.codes: V gives latents from -2 to 7, but this M knows codes 0 to 4"):
+    with pytest.raises(
+        WMEngineError, match=r"memory.codes: V gives latents from -2 to 7, but this M knows codes 0 to 4"
+    ):
         made().tokens(torch.tensor([-2.0, 7.0]))
-    with pytest.raises(ConfigError, match="latent must be the cells of a square grid, but was 10"):
+    with pytest.raises(ConfigError, match=r"latent must be the cells of a square grid, but was 10"):
         CategoricalWorld.build(10, Spaces(Pixels(), Discrete(3)), SETTINGS)
     with pytest.raises(ConfigError, match="has no hidden state, but 'zh' was asked for"):
         made().features(state(), "zh")

@@ -78,9 +78,15 @@ def test_a_video_with_its_actions(saved, tmp_path):
         ({"actions": np.array([0, 1, -1, 0, 0])}, r"actions is int64 \[5\], but should be whole numbers from 0"),
         ({"ends": np.full(5, 3)}, r"ends is int64 \[5\], but should be \[T\] of 0, 1"),
         ({"observations": np.zeros((5, 2))}, "observations has 5 rows, but should have 7: for 5 actions in 2 episodes"),
-        ({"observations": np.full((7, 2), np.nan)}, "observations is .*should be finite, but 14 of its entries are not"),
+        (
+            {"observations": np.full((7, 2), np.nan)},
+            "observations is .*should be finite, but 14 of its entries are not",
+        ),
         ({"observations": None}, "lacks both 'frames' and 'observations'"),
-        ({"frames": np.zeros((7, 8, 8))}, r"frames is float64 \[7, 8, 8\], but should be uint8 \[N, height, width, 3\]"),
+        (
+            {"frames": np.zeros((7, 8, 8))},
+            r"frames is float64 \[7, 8, 8\], but should be uint8 \[N, height, width, 3\]",
+        ),
     ],
 )
 def test_arrays_that_disagree_are_refused_by_name(saved, tmp_path, changes, said):
@@ -91,8 +97,17 @@ def test_arrays_that_disagree_are_refused_by_name(saved, tmp_path, changes, said
 
 def test_files_that_disagree_are_refused_by_name(saved, tmp_path):
     files = [saved(**walk()), saved("other.npz", **walk(observations=np.zeros((7, 3))))]
-    with pytest.raises(CorruptFileError, match=r"other.npz: observations are float32 \[N, 3\], but should be .*walk.npz"):
+    with pytest.raises(
+        CorruptFileError, match=r"other.npz: observations are float32 \[N, 3\], but should be .*walk.npz"
+    ):
         import_episodes(files, tmp_path / "run")
+
+
+def test_what_is_no_video_is_refused(saved, tmp_path):
+    (tmp_path / "film.mp4").write_bytes(b"no film")
+    saved("film.npz", actions=np.array([0, 1]), rewards=np.zeros(2))
+    with pytest.raises(CorruptFileError, match=r"film.mp4: cannot be read as a video"):
+        import_episodes([tmp_path / "film.mp4"], tmp_path / "run")
 
 
 def test_a_video_without_actions_is_refused(tmp_path, capsys):
@@ -103,7 +118,11 @@ def test_a_video_without_actions_is_refused(tmp_path, capsys):
 
 def test_what_is_no_file_of_arrays_is_refused(tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"no zip")
-    for name, said in (("bad.npz", "not a .npz file of plain arrays"), ("none.npz", "no such file"), ("a.txt", "must be")):
+    for name, said in (
+        ("bad.npz", "not a .npz file of plain arrays"),
+        ("none.npz", "no such file"),
+        ("a.txt", "must be"),
+    ):
         with pytest.raises(CorruptFileError, match=said):
             import_episodes([tmp_path / name], tmp_path / "run")
 
@@ -120,8 +139,8 @@ def test_one_episode_is_too_few_and_a_folder_in_use_is_left_alone(saved, tmp_pat
 
 def test_the_loop_learns_from_them_with_no_environment(saved, tmp_path, capsys):
     file = saved(**walk())
-    small = "memory.hidden=4 memory.mixtures=1 memory.first_steps=2 memory.batch_size=2 rounds=1".split()
-    small += "controller.dream_generations=1 controller.population=4 controller.dream_steps=2".split()
+    small = ["rounds=1", "memory.hidden=4", "memory.mixtures=1", "memory.first_steps=2", "memory.batch_size=2"]
+    small += ["controller.dream_generations=1", "controller.population=4", "controller.dream_steps=2"]
     options = [part for change in small for part in ("--set", change)]
     root = tmp_path / "run"
     assert main(["import-data", str(file), "--run", str(root), *options]) == 0

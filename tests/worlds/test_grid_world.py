@@ -12,7 +12,18 @@ from gymnasium.utils.env_checker import check_env
 
 import wm_engine  # noqa: F401 - registers it
 from wm_engine.worlds import grid_world
-from wm_engine.worlds.grid_world import AGENT, FLOOR, GOAL, MOVES, SIZE, WALL, GridWorld, distances, kinds_of_cells, shortest_action
+from wm_engine.worlds.grid_world import (
+    AGENT,
+    FLOOR,
+    GOAL,
+    MOVES,
+    SIZE,
+    WALL,
+    GridWorld,
+    distances,
+    kinds_of_cells,
+    shortest_action,
+)
 
 
 @pytest.fixture

@@ -86,8 +86,8 @@ class CategoricalWorld(WorldModel):
         tokens = z.round().long()
         if bool((tokens < 0).any() | (tokens >= self.codes).any()):
             raise WMEngineError(
-                f"memory.codes: V gives latents from {float(z.min()):g} to {float(z.max()):g}, but this M knows codes 0 "
-                f"to {self.codes - 1}. Set memory.codes to vision.codes, and vision.projection to 0."
+                f"memory.codes: V gives latents from {float(z.min()):g} to {float(z.max()):g}, but this M knows codes "
+                f"0 to {self.codes - 1}. Set memory.codes to vision.codes, and vision.projection to 0."
             )
         return tokens
 
@@ -127,6 +127,10 @@ class CategoricalWorld(WorldModel):
     def _said(self, batch: SequenceBatch, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Nats a cell of the next codes, the reward in its learnt units and the end's logit, [T, B] each."""
         steps, lanes = batch.rewards.shape
+        # What stands beyond a window's end is no code at all.
+        nothing = torch.zeros_like(batch.live[:1])
+        recorded = torch.cat([batch.live, nothing]) | torch.cat([nothing, batch.live])
+        z = z.where(recorded.unsqueeze(-1), 0.0)
         logits, reward, end = self.step(z[:-1].flatten(0, 1), batch.actions.flatten(0, 1))
         nll = F.cross_entropy(logits.transpose(1, 2), self.tokens(z[1:]).flatten(0, 1), reduction="none").mean(-1)
         return nll.view(steps, lanes), reward.view(steps, lanes), end.view(steps, lanes)

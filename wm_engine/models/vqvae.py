@@ -189,7 +189,9 @@ class VQVAE(Vision):
         z with the posterior's noise.
         """
         learns_codes = bool(self.steps < settings.codec_steps) or not self.projection
-        value, scalars = (self._codes_loss if learns_codes else self._projection_loss)(observations, generator, settings)
+        value, scalars = (self._codes_loss if learns_codes else self._projection_loss)(
+            observations, generator, settings
+        )
         if self.training:
             self.steps += 1
             self._check_alive(scalars["perplexity"])
@@ -208,7 +210,9 @@ class VQVAE(Vision):
             self.learn_book(vectors.detach().flatten(0, 1), tokens.flatten(), generator, settings)
         return value, {"mse": error, "commitment": commitment, "perplexity": perplexity(self._counts(tokens))}
 
-    def _projection_loss(self, observations: Tensor, generator: torch.Generator, settings: Any) -> tuple[Tensor, Scalars]:
+    def _projection_loss(
+        self, observations: Tensor, generator: torch.Generator, settings: Any
+    ) -> tuple[Tensor, Scalars]:
         with torch.no_grad():
             tokens, book = self.tokens(observations), self._standard_book()
         z = self._projected(book[tokens])

@@ -26,7 +26,6 @@ from wm_engine.real.driving import DriverFactory, EpisodeBatch, PolicyDriver, Ru
 from wm_engine.real.exploration import UniformActions
 from wm_engine.settings import Section
 
-
 _log = logging.getLogger(__name__)
 
 

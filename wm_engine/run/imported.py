@@ -18,7 +18,11 @@ from wm_engine.spaces import Vector
 
 
 def import_episodes(
-    files: Sequence[Path], root: Path, preset: str | None = None, changes: Sequence[str] = (), actions: int | None = None
+    files: Sequence[Path],
+    root: Path,
+    preset: str | None = None,
+    changes: Sequence[str] = (),
+    actions: int | None = None,
 ) -> int:
     """Write the episodes of ``files`` into a new run folder with its configuration; returns how many they are.
 

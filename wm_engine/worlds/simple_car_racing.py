@@ -65,7 +65,9 @@ class SimpleCarRacing(gymnasium.Env):
     def _middle(self, angles: np.ndarray) -> np.ndarray:
         """The radius of the road's middle at these angles, in pixels."""
         (a, b), (c, d) = self._waves
-        bends = a * np.sin(2.0 * angles) + b * np.cos(2.0 * angles) + c * np.sin(3.0 * angles) + d * np.cos(3.0 * angles)
+        bends = (
+            a * np.sin(2.0 * angles) + b * np.cos(2.0 * angles) + c * np.sin(3.0 * angles) + d * np.cos(3.0 * angles)
+        )
         return 21.0 + bends
 
     def _at(self, angle: float) -> np.ndarray:
