@@ -19,7 +19,8 @@ PARTS = (
     *("report", "info", "cli", "main"),
 )
 ORDER = {name: place for place, name in enumerate(INFRASTRUCTURE + PARTS)}
-# Data, native code and environments of our own: imported by anyone, importing nothing of ours; kernels/ has its arguments checked by `checks`.
+# Data, native code and environments of our own: imported by anyone, importing nothing of ours; kernels/ has its
+# arguments checked by `checks`.
 LEAVES = {"presets", "kernels", "bench", "_C", "worlds"}
 
 

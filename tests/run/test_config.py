@@ -16,7 +16,7 @@ from wm_engine.run.config import (
     resolve,
 )
 
-NAMES = ["carracing", "carracing-paper", "quick", "smoke"]
+NAMES = ["carracing", "carracing-paper", "gridworld", "quick", "smoke"]
 
 
 def test_the_presets_are_there_and_described():
@@ -44,7 +44,7 @@ def test_the_paper_is_the_papers():
 
 def test_c_learns_in_the_dream_alone_unless_it_is_told_otherwise():
     assert {name: resolve(name).controller.wants_real() for name in NAMES} == {
-        "carracing": False, "carracing-paper": True, "quick": False, "smoke": False,
+        "carracing": False, "carracing-paper": True, "gridworld": False, "quick": False, "smoke": False,
     }  # fmt: skip
 
 

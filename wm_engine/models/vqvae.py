@@ -154,8 +154,8 @@ class VQVAE(Vision):
         return centred / (weights * centred.square()).sum(0).mean().sqrt().clamp(min=_LEAST_COUNT)
 
     def _projected(self, words: Tensor) -> Tensor:
-        """Project standardised code words [B, 64, 32] to z [B, Z]: of mean 0 and variance 1 over its entries, so that M's
-        likelihoods and the noise mean the same whatever V has learnt."""
+        """Project standardised code words [B, 64, 32] to z [B, Z]: of mean 0 and variance 1 over its entries, so that
+        M's likelihoods and the noise mean the same whatever V has learnt."""
         return F.layer_norm(self.project(words.flatten(1)), (self.projection,))
 
     def tokens_of(self, z: Tensor) -> Tensor:

@@ -29,8 +29,9 @@ def finish(state: LoopState) -> None:
     """Score what is published, unless that is done.
 
     Leaves ``scores.json``: "controller", "random" and "baselines" (those of the task, and its peers, by name), on
-    episodes that no choice among rounds saw; "how" they were taken; "memory" and "correlation", how far M and the dream can be trusted; "published", where the policy was
-    trained, how it was chosen, after how many real frames and minutes.
+    episodes that no choice among rounds saw; "how" they were taken; "memory" and "correlation", how far M and the dream
+    can be trusted; "published", where the policy was trained, how it was chosen, after how many real frames and
+    minutes. Of imported episodes, which have no environment, it holds "memory" and "published" alone.
     """
     folder, config = state.folder, state.config
     models = read_published(folder)["digests"]
