@@ -63,11 +63,12 @@ class Networks(nn.Module):
 
     def __init__(self, inputs: int, actions: int, units: int) -> None:
         super().__init__()
-        self.policy = nn.Sequential(nn.Linear(inputs, units), nn.Tanh(), nn.Linear(units, actions))
+        chosen = nn.Linear(units, actions)
+        self.policy = nn.Sequential(nn.Linear(inputs, units), nn.Tanh(), chosen)
         self.value = nn.Sequential(nn.Linear(inputs, units), nn.Tanh(), nn.Linear(units, 1))
         with torch.no_grad():  # every action alike at first
-            self.policy[2].weight *= 0.01
-            self.policy[2].bias.zero_()
+            chosen.weight.mul_(0.01)
+            chosen.bias.zero_()
 
 
 class NetworkPolicy:

@@ -70,7 +70,7 @@ class GridWorld(gymnasium.Env):
         return self._picture().repeat(6, axis=0).repeat(6, axis=1)
 
     def _picture(self) -> np.ndarray:
-        cells = np.where(self.walls[..., None], np.uint8(WALL), np.uint8(FLOOR))
+        cells = np.where(self.walls[..., None], np.array(WALL, np.uint8), np.array(FLOOR, np.uint8))
         cells[self.goal] = GOAL
         picture = cells.repeat(_PIXELS, axis=0).repeat(_PIXELS, axis=1)
         top, left = (place * _PIXELS + 1 for place in self.agent)
@@ -92,9 +92,9 @@ def shortest_action(kinds: np.ndarray) -> int:
     agents, goals = np.argwhere(kinds == 3).tolist(), np.argwhere(kinds == 2).tolist()
     if len(agents) != 1 or len(goals) != 1:
         return 0
-    walls = kinds == 1
-    far = distances(walls, tuple(goals[0]))
-    after = [far[there] if (there := _moved(walls, tuple(agents[0]), action)) else SIZE**2 for action in range(5)]
+    walls, agent, goal = kinds == 1, (agents[0][0], agents[0][1]), (goals[0][0], goals[0][1])
+    far = distances(walls, goal)
+    after = [far[there] if (there := _moved(walls, agent, action)) else SIZE**2 for action in range(5)]
     return int(np.argmin(after))
 
 
@@ -116,11 +116,10 @@ def distances(walls: np.ndarray, goal: tuple[int, int]) -> np.ndarray:
 def _draw_map(rng: np.random.Generator, obstacles: int) -> np.ndarray:
     """Draw so many obstacles, bool [8, 8], that leave every free cell within reach of every other."""
     while True:
-        walls = np.zeros(SIZE * SIZE, bool)
-        walls[rng.choice(SIZE * SIZE, obstacles, replace=False)] = True
-        walls = walls.reshape(SIZE, SIZE)
-        first = tuple(np.argwhere(~walls)[0].tolist())
-        if (distances(walls, first)[~walls] < SIZE * SIZE).all():
+        walls = np.zeros((SIZE, SIZE), bool)
+        walls.flat[rng.choice(SIZE * SIZE, obstacles, replace=False)] = True
+        row, column = np.argwhere(~walls)[0].tolist()
+        if (distances(walls, (row, column))[~walls] < SIZE * SIZE).all():
             return walls
 
 

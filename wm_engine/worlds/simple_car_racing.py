@@ -25,7 +25,9 @@ class SimpleCarRacing(gymnasium.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 - as gymnasium has it
     observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
-    action_space = gymnasium.spaces.Box(np.float32([-1.0, 0.0]), np.float32([1.0, 1.0]), dtype=np.float32)
+    action_space = gymnasium.spaces.Box(
+        np.array([-1.0, 0.0], np.float32), np.array([1.0, 1.0], np.float32), dtype=np.float32
+    )
 
     def __init__(self, render_mode: str | None = None) -> None:
         self.render_mode = render_mode
@@ -39,7 +41,7 @@ class SimpleCarRacing(gymnasium.Env):
         super().reset(seed=seed)
         self._waves = self.np_random.uniform(-1.8, 1.8, (2, 2))
         on_road = np.abs(_RADII - self._middle(_ANGLES)) < _HALF_WIDTH
-        self._track = np.where(on_road[..., None], np.uint8(_ROAD), np.uint8(_GRASS))
+        self._track = np.where(on_road[..., None], np.array(_ROAD, np.uint8), np.array(_GRASS, np.uint8))
         angle = self.np_random.uniform(-np.pi, np.pi)
         self._place = self._at(angle)
         ahead = self._at(angle + 0.01) - self._place
