@@ -33,8 +33,9 @@ PARTS = (
     *("report", "play", "info", "cli", "main"),
 )
 ORDER = {name: place for place, name in enumerate(INFRASTRUCTURE + PARTS)}
-# Data and native code: imported by anyone, importing nothing of ours; kernels/ has its arguments checked by `checks`.
-LEAVES = {"presets", "kernels", "bench", "_C"}
+# Data, native code and environments of our own: imported by anyone, importing nothing of ours; kernels/ has its
+# arguments checked by `checks`.
+LEAVES = {"presets", "kernels", "bench", "_C", "worlds"}
 
 
 def part_of(path: Path) -> str:

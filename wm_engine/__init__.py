@@ -5,7 +5,7 @@
 
 Names are imported when they are first asked for: the command line has something to say to OpenMP before torch, which
 reads it once, is loaded (:mod:`wm_engine.main`). ``gymnasium.make("wm_engine/Dream-v0", run=...)`` makes an environment
-of a run's dream.
+of a run's dream; ``wm_engine/GridWorld-v0`` and ``wm_engine/SimpleCarRacing-v0`` are registered too.
 """
 
 from __future__ import annotations
@@ -62,6 +62,14 @@ if "wm_engine/Dream-v0" not in gymnasium.registry:  # it is there already where 
         entry_point="wm_engine.run.dream_env:DreamEnv",
         vector_entry_point="wm_engine.run.dream_env:DreamVectorEnv",
     )
+_WORLDS = {
+    "wm_engine/GridWorld-v0": ("wm_engine.worlds.grid_world:GridWorld", 100),
+    "wm_engine/SimpleCarRacing-v0": ("wm_engine.worlds.simple_car_racing:SimpleCarRacing", 200),
+}
+
+for _id, (_entry_point, _limit) in _WORLDS.items():
+    if _id not in gymnasium.registry:  # they are there already where this module is loaded anew
+        gymnasium.register(_id, entry_point=_entry_point, max_episode_steps=_limit)
 
 
 def __getattr__(name: str) -> Any:

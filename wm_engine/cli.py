@@ -28,6 +28,7 @@ from wm_engine.run.diagnose import diagnose_run
 from wm_engine.run.export import FORMATS, describe_export, export_run
 from wm_engine.run.folder import RunFolder
 from wm_engine.run.imported import import_models
+from wm_engine.run.imported_episodes import import_episodes
 from wm_engine.run.loop import OnChange, run_loop
 from wm_engine.run.published import load_run, read_published
 from wm_engine.run.sweep import describe, plan_sweep, run_sweep
@@ -179,6 +180,31 @@ def evaluate(
     click.echo(_score_line("controller", scores["controller"]))
     click.echo("\n".join(_baseline_lines(scores)))
     click.echo(how_scored(run.published, config.evaluate.episodes))
+
+
+@cli.command("import-data")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILES...")
+@click.option("--run", "root", type=click.Path(path_type=Path), required=True, metavar="DIR", help="A new run folder.")
+@click.option("--preset", metavar="NAME", help="Settings to begin with; or the path of a .toml file.")
+@click.option("--set", "changes", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one setting.")
+@click.option("--actions", type=click.IntRange(min=2), help="How many discrete actions there are, if not all occur.")
+def import_data(
+    files: tuple[Path, ...], root: Path, preset: str | None, changes: tuple[str, ...], actions: int | None
+) -> None:
+    """Make a run of your own episodes, from which V and M learn with no environment at all.
+
+    A file NAME.npz holds one episode or many, one after the other: actions [T] (whole numbers) or [T, A], rewards [T],
+    ends [T] (0; 1 where the environment ended an episode, 2 where it was cut), and frames uint8 [N, height, width, 3]
+    or observations [N, size], one before each step and one after the last of each episode. Pictures may stand in a
+    video beside it in their place: NAME.mp4 with NAME.npz.
+
+    \b
+    Example:
+      wm-engine import-data walks.npz drive.mp4 --run runs/mine
+      wm-engine train --run runs/mine
+    """
+    count = import_episodes(files, root, preset, changes, actions)
+    click.echo(f"{root}: {count} episodes; go on with wm-engine train --run {root}")
 
 
 @cli.command()
@@ -364,6 +390,8 @@ def _resolve(preset: str | None, root: Path | None, changes: Sequence[str]) -> t
 def _summary_text(folder: RunFolder) -> str:
     """Put a run's score, and how it came about, into words."""
     scores = read_json(folder.scores)
+    if "controller" not in scores:
+        return "learnt from imported episodes: V, M and a policy are published; there is no environment to score in"
     lines = [
         _score_line("controller", scores["controller"]),
         *_baseline_lines(scores),

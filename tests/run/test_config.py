@@ -16,7 +16,9 @@ from wm_engine.run.config import (
     resolve,
 )
 
-NAMES = ["carracing", "carracing-paper", "cartpole", "quick", "smoke", "takecover", "takecover-paper"]
+NAMES = [
+    *("carracing", "carracing-paper", "cartpole", "gridworld", "quick", "smoke", "takecover", "takecover-paper"),
+]
 
 
 def test_the_presets_are_there_and_described():
@@ -53,8 +55,8 @@ def test_the_papers_takecover_is_the_papers():
 
 def test_c_learns_in_the_dream_alone_unless_it_is_told_otherwise():
     assert {name: resolve(name).controller.wants_real() for name in NAMES} == {
-        "carracing": False, "carracing-paper": True, "cartpole": False, "quick": False, "smoke": False,
-        "takecover": False, "takecover-paper": False,
+        "carracing": False, "carracing-paper": True, "cartpole": False, "gridworld": False, "quick": False,
+        "smoke": False, "takecover": False, "takecover-paper": False,
     }  # fmt: skip
 
 

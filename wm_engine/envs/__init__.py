@@ -86,6 +86,8 @@ def make_env(
     limit = settings.frame_limit if max_frames is None else check_int("max_frames", max_frames, least=1)
     threads = settings.num_threads or available_cpus()
     task = settings.found()
+    if not task.simulated:
+        raise ConfigError("env.task: these episodes were imported, and there is no environment to drive in")
     if (choice := choose_backend(settings)) == "envpool":
         return EnvPoolEnv(task, lanes, limit, threads, settings.repeat)
     if choice not in task.backends:

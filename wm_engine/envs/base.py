@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
@@ -11,7 +12,8 @@ from pydantic import Field
 
 from wm_engine.checks import check_int
 from wm_engine.envs.frames import preprocess
-from wm_engine.envs.task import Task, find_task
+from wm_engine.envs.task import Task, find_task, recorded_task
+from wm_engine.errors import ConfigError
 from wm_engine.settings import Section
 from wm_engine.spaces import Discrete, Pixels, Spaces
 
@@ -27,6 +29,11 @@ class EnvSettings(Section):
         "car_racing",
         description="a task of this package, a registered gymnasium environment, or an importable module with a task",
     )
+    recorded: str = Field(
+        "",
+        description="the spaces of imported episodes as JSON, in place of an environment: written by "
+        "`wm-engine import-data`",
+    )
     backend: Literal["auto", "envpool", "gymnasium", "vizdoom"] = Field(
         "auto", description="auto takes the fastest of the task's backends that is installed"
     )
@@ -40,8 +47,13 @@ class EnvSettings(Section):
     num_threads: int = Field(0, ge=0, description="threads (EnvPool) or worker processes (others); 0: one a CPU")
 
     def found(self) -> Task:
-        """The task itself; raises what :func:`wm_engine.envs.find_task` raises."""
-        return find_task(self.task)
+        """The task itself, or imported episodes in its place; raises what :func:`wm_engine.envs.find_task` raises."""
+        if not self.recorded:
+            return find_task(self.task)
+        try:
+            return recorded_task(Spaces.from_json(json.loads(self.recorded)))
+        except ValueError as error:
+            raise ConfigError(f"env.recorded: {error}") from None
 
     @property
     def repeat(self) -> int:

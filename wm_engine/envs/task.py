@@ -67,7 +67,8 @@ class Task:
     """An environment and what a world model needs to know of it. A file of ``envs/tasks/`` makes one, as ``task``.
 
     name : the file's name, "car_racing"
-    env_id : the registered gymnasium environment, "CarRacing-v3", or the scenario's file of VizDoom
+    env_id : the registered gymnasium environment, "CarRacing-v3", or the scenario's file of VizDoom; "": there is none,
+        episodes were imported
     spaces : what it shows and takes; pictures are resized to ``spaces.observations.shape``
     backends : those it runs on, the fastest first
     action_repeat : for how many frames an action is applied, where the configuration does not say
@@ -81,7 +82,7 @@ class Task:
     solved : the score that counts as solved; None: nobody has named one
     extra : the extra of this package that installs the environment; "": none is needed
     register : a module that registers ``env_id`` when it is imported, in the gymnasium backend's workers; "": gymnasium
-        knows it already. It must not be of this package, which a worker would import with all of torch.
+        knows it already. "wm_engine" registers our own. It must not import torch, which a worker has no use for.
     explore : draws a random plan, (rng, frames) -> float32 [frames, A]; None: a smooth walk over a box, held choices of
         discrete actions
     baselines : policies that a run's score is printed beside, by name, on the same episodes and beside the random one:
@@ -145,6 +146,11 @@ class Task:
         if len(self.action_names) not in (0, actions.size):
             raise ValueError(f"action_names must be {actions.size} names, or none, but were {self.action_names}")
 
+    @property
+    def simulated(self) -> bool:
+        """Whether there is an environment to drive in; imported episodes have none."""
+        return bool(self.env_id)
+
     def random_actions(self, rng: np.random.Generator, steps: int, action_repeat: int = 1) -> np.ndarray:
         """Draw the actions of a random policy that gets somewhere: float32 [steps, A], within the bounds.
 
@@ -188,6 +194,11 @@ def find_task(name: str) -> Task:
     if task.register and not _is_installed(task.register):
         raise MissingDependencyError(not_installed(task, f"no module named {task.register}"))
     return task
+
+
+def recorded_task(spaces: Spaces) -> Task:
+    """Describe imported episodes of these spaces as a task that has no environment."""
+    return Task("recorded", "", spaces)
 
 
 def task_names() -> list[str]:

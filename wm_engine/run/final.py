@@ -35,7 +35,8 @@ def finish(state: LoopState) -> None:
     Leaves ``scores.json``: "controller", "random" and "baselines" (those of the task, and its peers, by name), on
     episodes that no choice among rounds saw; "how" they were taken; "memory" and "correlation", how far M and the dream
     can be trusted; "planner", what planning in M scores on the first of the policy's episodes; "published", where the
-    policy was trained, how it was chosen, after how many real frames and minutes.
+    policy was trained, how it was chosen, after how many real frames and minutes. Of imported episodes, which have no
+    environment, it holds "memory" and "published" alone.
     """
     folder, config = state.folder, state.config
     models = read_published(folder)["digests"]
@@ -47,19 +48,21 @@ def finish(state: LoopState) -> None:
     trusted = {"models": models, "judge": config.judge.identity(), "episodes": len(state.store)}
     parts: dict[str, Any] = read_json(folder.scores) if folder.scores.exists() else {}
     run = load_run(folder.root)
-    for name, measure, how in (
+    measures = (
         ("controller", _score, scored),
         ("random", _score_random, unlearnt),
         ("baselines", _score_baselines, beside),
         ("memory", _memory, trusted),
         ("correlation", _correlation, trusted),
         ("planner", _planner, trusted | scored),
-    ):
+    )
+    # Without an environment there is nothing to score in, and M is measured alone.
+    for name, measure, how in measures if task.simulated else [part for part in measures if part[0] == "memory"]:
         if name not in parts or parts["how"].get(name) != how:
             parts[name] = measure(state, run)
             parts["how"] = parts.get("how", {}) | {name: how}
             write_json(folder.scores, parts)
-    planner = parts["planner"]
+    planner = parts.get("planner")
     if planner is not None:
         beside = {name: planner[name] for name in ("mean", "std", "standard_error", "episodes")}
         state.recorder.log("planner", 0, state.place.round, **beside)
@@ -67,6 +70,8 @@ def finish(state: LoopState) -> None:
     parts["published"] = {name: value for name, value in published.items() if name != "digests"}
     write_json(folder.scores, parts)
     write_card(folder)
+    if not task.simulated:
+        return
     if config.evaluate.film and not _is_of(folder.film, models):
         record_film(run.agent(), run.controller, config.env, config.evaluate.seed, folder.film)
         write_json(folder.film.with_suffix(".json"), models)

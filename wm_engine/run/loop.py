@@ -81,7 +81,8 @@ def run_loop(
             if resumed:
                 _log.info("goes on in round %d, %s", state.place.round, state.place.step)
             with contextlib.closing(state), repeatable(state.device):
-                expected = None if resumed or not config.estimate else estimate(state)
+                wanted = config.estimate and state.task.simulated and not resumed
+                expected = estimate(state) if wanted else None
                 _rounds(state, steps, expected)
                 finish(state)
 

@@ -81,9 +81,14 @@ def drive(state: LoopState) -> Iterator[None]:
     """Drive the round's episodes into the store, those that are not there yet; then hold the dream to them.
 
     In the first round the task's random plans drive, later what the learner would try next, with exploration noise. A
-    batch that was cut is driven again whole, and only its missing episodes are written.
+    batch that was cut is driven again whole, and only its missing episodes are written. Without an environment, what
+    was imported is all there is.
     """
     s, env, round_index = state.config.drive, state.config.env, state.place.round
+    if not state.task.simulated:
+        state.place.stored_frames = state.store.total_frames(round_index)
+        yield
+        return
     first = round_index == 0
     count, limit = (s.first_episodes, s.first_frames) if first else (s.episodes, s.frames or env.frame_limit)
     policy = None if first else state.learner.candidates(count, state.seed("candidates"))
@@ -316,7 +321,7 @@ def judge(state: LoopState) -> Iterator[None]:
     """
     s, place = state.config.judge, state.place
     last = place.round == state.config.rounds - 1
-    if place.done == 0 and s.every and ((place.round + 1) % s.every == 0 or last):
+    if place.done == 0 and state.task.simulated and s.every and ((place.round + 1) % s.every == 0 or last):
         policy = state.learner.policy()
         agent = state.agent()
         how = EvaluateSettings(episodes=s.episodes, seed=s.seed, backend=state.config.env.backend)
