@@ -142,16 +142,16 @@ def test_json_holds_no_number_that_json_does_not_have(tmp_path):
 
 def test_checkpoints_give_back_the_newest_and_keep_few(tmp_path):
     checkpoints = Checkpoints(tmp_path / "vision", keep=2)
-    assert checkpoints.steps() == []
+    assert checkpoints.latest() is None
     for step in (5, 10, 100):
         checkpoints.save(step, {"w": torch.full((2,), float(step))}, {"epoch": step // 5})
-    assert checkpoints.steps()[-1] == 100
-    loaded, state = checkpoints.load(100)
+    step, loaded, state = checkpoints.latest()
+    assert step == 100
     assert torch.equal(loaded["w"], torch.full((2,), 100.0))
     assert state == {"epoch": 20}
     assert len(list((tmp_path / "vision").iterdir())) == 2
     checkpoints.clear()
-    assert checkpoints.steps() == []
+    assert checkpoints.latest() is None
 
 
 @pytest.mark.parametrize("keep", [1, 2])
@@ -174,7 +174,19 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     path = next(tmp_path.iterdir())
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(CorruptFileError, match=path.name):
-        checkpoints.load(3)
+        checkpoints.latest()
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, caplog):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (3, 4):
+        checkpoints.save(step, {"w": torch.full((8,), float(step))}, {"sigma": step})
+    path = tmp_path / "00000004.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    step, loaded, state = checkpoints.latest()
+    assert (step, state) == (3, {"sigma": 3})
+    assert torch.equal(loaded["w"], torch.full((8,), 3.0))
+    assert "00000004.safetensors" in caplog.text
 
 
 def test_no_flipped_bit_of_a_checkpoint_goes_unseen(tmp_path):
@@ -190,11 +202,11 @@ def test_no_flipped_bit_of_a_checkpoint_goes_unseen(tmp_path):
             damaged[place] ^= 1 << bit
             path.write_bytes(damaged)
             try:
-                loaded, state = checkpoints.load(3)
+                step, loaded, state = checkpoints.latest()
             except CorruptFileError:
                 continue
             passed += 1
-            assert state == {"sigma": 0.25, "generation": 7}
+            assert (step, state) == (3, {"sigma": 0.25, "generation": 7})
             assert loaded.keys() == {"w"}
             assert torch.equal(loaded["w"], torch.arange(3.0))
     assert passed < len(whole) // 4
@@ -203,7 +215,7 @@ def test_no_flipped_bit_of_a_checkpoint_goes_unseen(tmp_path):
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
     save_tensors(tmp_path / "00000003.safetensors", {"w": torch.zeros(8)})
     with pytest.raises(CorruptFileError, match="not a checkpoint"):
-        Checkpoints(tmp_path).load(3)
+        Checkpoints(tmp_path).latest()
 
 
 HOLDER = """
@@ -272,10 +284,10 @@ def test_a_checkpoint_cut_by_a_kill_leaves_the_one_before(tmp_path, monkeypatch)
         patch.setattr(os, "replace", dying)
         with pytest.raises(Killed):
             checkpoints.save(2, {"w": torch.ones(1)}, {})
-    assert checkpoints.steps()[-1] == 1
+    assert checkpoints.latest()[0] == 1
     checkpoints.keep = 1
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", lambda path, missing_ok: dying(path, path))
         with pytest.raises(Killed):
             checkpoints.save(2, {"w": torch.ones(1)}, {})
-    assert checkpoints.steps()[-1] == 2
+    assert checkpoints.latest()[0] == 2

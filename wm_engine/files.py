@@ -226,7 +226,7 @@ class Checkpoints:
     def save(self, step: int, tensors: Mapping[str, Tensor | np.ndarray], state: Mapping[str, Any]) -> None:
         """Write the checkpoint of ``step`` atomically, then delete all but the newest ``keep`` up to it.
 
-        Who goes on from an earlier one has found later ones damaged: kept, they would take the places of good ones.
+        Who goes on from :meth:`latest` has found later ones damaged: kept, they would take the places of good ones.
         """
         text = json.dumps(dict(state), sort_keys=True)
         header = {"step": str(step), "state": text, "state_sha256": _state_digest(str(step), text)}
@@ -236,23 +236,42 @@ class Checkpoints:
         for path in set(paths).difference(kept):
             path.unlink(missing_ok=True)
 
+    def latest(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+        """The newest checkpoint as (step, tensors, state); None where there is none.
+
+        Damaged ones are passed over, and logged; what followed from them is done again. CorruptFileError where all are.
+        """
+        paths = self._paths()
+        for path in reversed(paths):
+            try:
+                return self._read(path)
+            except CorruptFileError as error:
+                if path == paths[0]:
+                    raise
+                _log.warning("a checkpoint is passed over, for the one before it: %s", error)
+        return None
+
     def load(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the checkpoint of ``step`` as (tensors, state); CorruptFileError where it is damaged or gone."""
         path = self._path(step)
         if not path.exists():
             raise CorruptFileError(f"{path}: missing, though a later checkpoint needs it.")
-        tensors, metadata = load_tensors(path)
-        try:
-            named, text, digest = (metadata[name] for name in ("step", "state", "state_sha256"))
-        except KeyError as error:
-            raise CorruptFileError(f"{path}: not a checkpoint (no {error}). Delete it to begin without it.") from error
-        if digest != _state_digest(named, text):
-            raise CorruptFileError(f"{path}: its state does not match its checksum. Delete it to begin without it.")
-        return tensors, json.loads(text)
+        _, tensors, state = self._read(path)
+        return tensors, state
 
     def steps(self) -> list[int]:
         """List the steps that there are checkpoints of, oldest first."""
         return [int(path.stem) for path in self._paths()]
+
+    def _read(self, path: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
+        tensors, metadata = load_tensors(path)
+        try:
+            step, text, digest = (metadata[name] for name in ("step", "state", "state_sha256"))
+        except KeyError as error:
+            raise CorruptFileError(f"{path}: not a checkpoint (no {error}). Delete it to begin without it.") from error
+        if digest != _state_digest(step, text):
+            raise CorruptFileError(f"{path}: its state does not match its checksum. Delete it to begin without it.")
+        return int(step), tensors, json.loads(text)
 
     def clear(self) -> None:
         """Delete every checkpoint: the work they belonged to is done, or must begin anew."""
