@@ -24,13 +24,16 @@ class GymnasiumEnv(LaneEnv):
 
     backend = "gymnasium"
     script = "gymnasium_worker.py"
+    patience = 5.0
 
     def __init__(self, task: Task, num_lanes: int, max_frames: int, num_threads: int, action_repeat: int = 1) -> None:
         super().__init__(task, num_lanes, max_frames, action_repeat)
         self.workers: list[WorkerProcess] = []
         try:
             for _ in range(min(num_threads, num_lanes)):
-                self.workers.append(WorkerProcess(bool(task.register) or ":" in task.env_id, self.script))
+                self.workers.append(
+                    WorkerProcess(bool(task.register) or ":" in task.env_id, self.script, self.patience)
+                )
             for worker in self.workers:
                 worker.send("start", *self._request())
             found = [self._answer(worker) for worker in self.workers]

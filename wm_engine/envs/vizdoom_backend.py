@@ -31,6 +31,8 @@ class VizDoomEnv(GymnasiumEnv):
 
     backend = "vizdoom"
     script = "vizdoom_worker.py"
+    # A worker that is killed leaves its games behind, and on a busy machine it may take seconds to close sixteen.
+    patience = 60.0
 
     def __init__(self, task: Task, num_lanes: int, max_frames: int, num_threads: int, action_repeat: int = 1) -> None:
         problem = vizdoom_problem(task)

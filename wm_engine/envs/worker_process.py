@@ -21,10 +21,11 @@ class WorkerProcess:
     """One worker process and this end of its connection.
 
     ``with_our_path``: it finds the modules that this process finds, as a task of one's own needs. ``script``: the file
-    of this folder that it runs.
+    of this folder that it runs. ``patience``: seconds that it has to end itself before it is killed.
     """
 
-    def __init__(self, with_our_path: bool = False, script: str = "gymnasium_worker.py") -> None:
+    def __init__(self, with_our_path: bool = False, script: str = "gymnasium_worker.py", patience: float = 5.0) -> None:
+        self._patience = patience
         self._connection, theirs = Pipe()
         environment = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy", "PYGAME_HIDE_SUPPORT_PROMPT": "1"}
         environment |= os.environ
@@ -69,11 +70,11 @@ class WorkerProcess:
         return self.receive()
 
     def close(self) -> None:
-        """End the process; after five seconds it is killed."""
+        """End the process, by force where it does not end itself in time."""
         self.send("close")
         self._connection.close()
         try:
-            self._process.wait(timeout=5)
+            self._process.wait(timeout=self._patience)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
