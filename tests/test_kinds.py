@@ -15,12 +15,14 @@ from wm_engine.models.mdn_rnn import MDNRNN
 from wm_engine.models.vae import VAE
 
 MODELS = "wm_engine.models"
+WORLD_MODELS = ["categorical", "ensemble", "lstm", "mdn_rnn"]
+THERE_ARE = f"There are {', '.join(WORLD_MODELS)};"
 
 
 def test_the_kinds_of_a_role_are_the_modules_that_hold_one():
-    assert known_kinds(MODELS, "vision") == ["blind", "identity", "vae", "vae_relu"]
-    assert known_kinds(MODELS, "world_model") == ["mdn_rnn"]
-    assert known_kinds("wm_engine.learn", "learner") == ["evolution"]
+    assert known_kinds(MODELS, "vision") == ["blind", "identity", "vae", "vae_relu", "vqvae"]
+    assert known_kinds(MODELS, "world_model") == WORLD_MODELS
+    assert known_kinds("wm_engine.learn", "learner") == ["evolution", "plan", "policy_gradient"]
 
 
 @pytest.mark.parametrize(
@@ -45,9 +47,9 @@ def test_the_name_of_a_kind_finds_it_again(kind, role):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("mdnrnn", "'mdnrnn' is unknown; the nearest known one is 'mdn_rnn'. There are mdn_rnn;"),
-        ("zzz", "'zzz' is unknown. There are mdn_rnn;"),
-        ("vae", "'vae' is unknown. There are mdn_rnn;"),  # another role's
+        ("mdnrnn", f"'mdnrnn' is unknown; the nearest known one is 'mdn_rnn'. {THERE_ARE}"),
+        ("zzz", f"'zzz' is unknown. {THERE_ARE}"),
+        ("vae", f"'vae' is unknown. {THERE_ARE}"),  # another role's
         ("models.nowhere", "'models.nowhere' is unknown"),
         ("nowhere.at.all", "'nowhere.at.all' is unknown"),
         ("models.drift.deeper", "'models.drift.deeper' is unknown"),

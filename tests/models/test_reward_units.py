@@ -68,7 +68,8 @@ class Priced:
         return Replay(self.store, 0, HOLDOUT)
 
     def units(self):
-        return _reward_units(SimpleNamespace(replay=self.replay, store=self.store))
+        config = SimpleNamespace(memory=SETTINGS)
+        return _reward_units(SimpleNamespace(replay=self.replay, store=self.store, config=config))
 
     def learnt(self, steps=STEPS):
         """An M that has learnt this as a run's step does."""
