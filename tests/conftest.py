@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,22 @@ def threads_kept() -> Iterator[None]:
     yield
     use_threads(blas)
     torch.set_num_threads(torchs)
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """Call the command line as a shell would: status, output, errors; no traceback; logging is as before afterwards."""
+    from wm_engine import cli
+
+    logger = logging.getLogger("wm_engine")
+    handlers, level = list(logger.handlers), logger.level
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        status = cli.main(list(arguments))
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return status, captured.out, captured.err
+
+    yield call
+    logger.handlers[:] = handlers
+    logger.setLevel(level)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -20,26 +19,6 @@ from wm_engine.run.folder import RunFolder
 COMMANDS = [
     *("bench", "diagnose", "evaluate", "export", "import", "info", "play", "profile", "report", "sweep", "train"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _restore_logging():
-    logger = logging.getLogger("wm_engine")
-    handlers, level = list(logger.handlers), logger.level
-    yield
-    logger.handlers[:] = handlers
-    logger.setLevel(level)
-
-
-@pytest.fixture
-def call(capsys):
-    def call(*arguments: str) -> tuple[int, str, str]:
-        status = cli.main(list(arguments))
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return status, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

@@ -539,3 +539,18 @@ def test_a_policy_survives_its_file(tmp_path: Path) -> None:
     Drift().save(tmp_path / "m.safetensors")
     with pytest.raises(CorruptFileError, match=r"m\.safetensors: not a controller"):
         Evolution.load_policy(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("reward", "in_a_task_of", "survival"),
+    [
+        ("task", "predicted", False),
+        ("task", "survival", True),
+        ("survival", "predicted", True),
+        ("predicted", "survival", False),
+    ],
+)
+def test_the_rules_of_its_dreams_say_what_a_step_is_worth(reward, in_a_task_of, survival):
+    rules = settings(reward=reward, temperature=1.3, done="sample").dream_rules(0)
+    assert (rules.steps, rules.temperature, rules.done) == (7, 1.3, "sample")
+    assert rules.survival(in_a_task_of) is survival

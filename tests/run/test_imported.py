@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,6 @@ from foreign.test_ctallec import eyes, memory, save
 from foreign.test_ha2018 import car
 
 import wm_engine as wm
-from wm_engine import cli
 from wm_engine.errors import ConfigError, RunMismatchError, WMEngineError
 from wm_engine.files import read_json
 from wm_engine.foreign.ha2018 import read
@@ -78,22 +75,6 @@ def test_an_import_that_was_cut_short_can_be_given_again(imported):
     (imported.root / "thesis.txt").write_text("all of it")
     with pytest.raises(RunMismatchError, match=r"thesis\.txt already"):
         import_models(imported.root, read([files]), "ha2018", "car_racing")
-
-
-@pytest.fixture
-def call(capsys):
-    logger = logging.getLogger("wm_engine")
-    handlers, level = list(logger.handlers), logger.level
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        status = cli.main(list(arguments))
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return status, captured.out, captured.err
-
-    yield call
-    logger.handlers[:] = handlers
-    logger.setLevel(level)
 
 
 def test_the_command_imports_and_refuses_in_words(call, tmp_path):

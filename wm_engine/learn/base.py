@@ -93,11 +93,17 @@ class DreamRules:
 
     steps : the most decisions of a dream; None: as many as a real episode has
     temperature : tau; done : "threshold" | "sample", how a dream ends
+    reward : what a dreamt step is worth: "task", as the task says, "predicted" (M's) or "survival" (1)
     """
 
     steps: int | None = None
     temperature: float = 1.0
     done: str = "threshold"
+    reward: str = "task"
+
+    def survival(self, task_reward: str) -> bool:
+        """Whether every step is worth 1, in a task whose own rewards are ``task_reward``."""
+        return (task_reward if self.reward == "task" else self.reward) == "survival"
 
 
 class LearnerSettings(Section):

@@ -137,7 +137,7 @@ class EvolutionSettings(LearnerSettings):
         return self.train_in == "real"
 
     def dream_rules(self, round_index: int) -> DreamRules:
-        return DreamRules(self.steps_in(round_index), self.temperature, self.done)
+        return DreamRules(self.steps_in(round_index), self.temperature, self.done, self.reward)
 
     def steps_in(self, round_index: int) -> int:
         """Return the most decisions of a round's dreams."""

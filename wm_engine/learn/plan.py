@@ -22,7 +22,7 @@ from wm_engine.dream import DreamEngine, Starts
 from wm_engine.envs.task import Task
 from wm_engine.errors import CorruptFileError
 from wm_engine.files import load_tensors, save_tensors
-from wm_engine.learn.base import Learner, LearnerSettings, Problem, State
+from wm_engine.learn.base import DreamRules, Learner, LearnerSettings, Problem, State
 from wm_engine.models.base import WorldModel
 from wm_engine.policies.base import Policy
 from wm_engine.policies.controller import ControllerSpec
@@ -67,6 +67,9 @@ class PlanSettings(LearnerSettings):
         if self.every > self.horizon:
             raise ValueError(f"every: must be at most horizon ({self.horizon}), but was {self.every}")
         return self
+
+    def dream_rules(self, round_index: int) -> DreamRules:
+        return DreamRules(temperature=self.temperature, done=self.done)
 
 
 class PlanningPolicy:

@@ -25,7 +25,7 @@ from wm_engine.dream.types import Starts
 from wm_engine.envs.task import Task
 from wm_engine.errors import ConfigError, CorruptFileError
 from wm_engine.files import load_tensors, save_tensors
-from wm_engine.learn.base import Learner, LearnerSettings, Problem, State
+from wm_engine.learn.base import DreamRules, Learner, LearnerSettings, Problem, State
 from wm_engine.models.base import WorldModel, WorldState
 from wm_engine.models.trainer import Trainer
 from wm_engine.policies.base import Policy
@@ -51,6 +51,9 @@ class PolicyGradientSettings(LearnerSettings):
     decay: float = Field(0.95, ge=0.0, le=1.0, description="lambda of the advantages: 1 trusts the dream, 0 the value")
     entropy: float = Field(0.01, ge=0.0, description="what a nat of the policy's entropy is worth")
     temperature: float = Field(1.0, ge=0.0, le=1e6, description="of M in the dream")
+
+    def dream_rules(self, round_index: int) -> DreamRules:
+        return DreamRules(self.dream_steps, self.temperature)
 
 
 class Networks(nn.Module):

@@ -57,7 +57,7 @@ class PlayedRun:
         self.store = _recorded(run)
         self.spaces = self.store.spaces
         self.episodes = len(self.store.episodes(int(run.published["round"])))
-        self.temperature = float(getattr(run.config.controller, "temperature", 1.0))
+        self.temperature = run.config.controller.dream_rules(int(run.published["round"])).temperature
         self._latents = LatentCache(run.vision, self.store, torch.device("cpu"), _LATENT_BYTES)
         self._lock = threading.Lock()
         names: tuple[str, ...] = ()

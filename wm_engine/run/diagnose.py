@@ -20,7 +20,6 @@ from wm_engine.envs import check_seeds
 from wm_engine.files import read_json, save_tensors, write_json
 from wm_engine.judge.calibration import draw_starts, driven_actions, paid_over, summed_rewards
 from wm_engine.judge.diagnosis import Circumstances, Diagnosis, diagnose, examine
-from wm_engine.learn.evolution import EvolutionSettings
 from wm_engine.machine import available_cpus, one_torch_thread, use_threads
 from wm_engine.models.latents import LatentCache, encode
 from wm_engine.policies.base import EpisodicPolicy, OnLanes, Policy
@@ -55,8 +54,9 @@ def diagnose_run(root: Path, *, episodes: int = 8, planner_episodes: int = 0) ->
     seeds = check_seeds(range(FIRST_SEED, FIRST_SEED + episodes))
     driven = _drive(run, seeds)
     encoded = [_encoded(run, driven, lane) for lane in range(episodes)]
-    dream_steps, temperature = _dreamt(run)
-    survival = config.env.found().reward == "survival"
+    rules = config.controller.dream_rules(int(run.published["round"]))
+    dream_steps, temperature = rules.steps or config.judge.horizon, rules.temperature
+    survival = rules.survival(config.env.found().reward)
     seed = derive_seed(config.seed, "diagnosis")
     evidence = examine(
         run.world, run.controller, encoded, _first_episodes(run), horizon=dream_steps, starts=config.judge.starts,
@@ -115,14 +115,6 @@ def _first_episodes(run: LoadedRun) -> list[EncodedEpisode]:
     store = RolloutStore.open(run.folder.rollouts, create=False)
     latents = LatentCache(run.vision, store, run.world.device, drawn=run.config.vision.drawn)
     return [latents.read(index) for index in list(store.episodes(0))[:_FIRST_EPISODES]]
-
-
-def _dreamt(run: LoadedRun) -> tuple[int, float]:
-    """Return how many decisions the published round's dreams had, and at what temperature."""
-    s = run.config.controller
-    if isinstance(s, EvolutionSettings):
-        return s.steps_in(int(run.published["round"])), s.temperature
-    return run.config.judge.horizon, getattr(s, "temperature", 1.0)
 
 
 def _circumstances(

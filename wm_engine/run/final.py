@@ -107,7 +107,8 @@ def _planner(state: LoopState, run: LoadedRun) -> dict[str, Any] | None:
     s, config = state.config.judge, state.config
     if not s.planner_episodes:
         return None
-    planner = judging_planner(s, state.task, getattr(config.controller, "temperature", 1.0), state.seed("planner"))
+    rules = config.controller.dream_rules(state.place.round)
+    planner = judging_planner(s, state.task, rules.temperature, state.seed("planner"))
     how = config.evaluate.model_copy(update={"episodes": s.planner_episodes})
     return score_policy(run.agent(), planner, config.env, how, state.fleet).plain()
 

@@ -139,11 +139,10 @@ def _forecast(state: LoopState, policy: Policy) -> None:
     episodes = [state.latents.read(index) for index in newest]
     errors = one_step_errors(state.world, episodes[:_MEASURED_EPISODES], state.seed("errors"))
     numbers = {f"new_{name}": value for name, value in {**seen, **errors}.items()}
-    survival = state.task.reward == "survival"
-    temperature = getattr(state.config.controller, "temperature", 1.0)
+    rules = state.config.controller.dream_rules(round_index)
     found = calibrate(
-        state.world, policy, episodes, horizon=judge.horizon, starts=judge.starts, temperature=temperature,
-        seed=state.seed("calibration"), survival=survival, done=getattr(state.config.controller, "done", "threshold"),
+        state.world, policy, episodes, horizon=judge.horizon, starts=judge.starts, temperature=rules.temperature,
+        seed=state.seed("calibration"), survival=rules.survival(state.task.reward), done=rules.done,
     )  # fmt: skip
     if found is not None:
         for length, promised, paid in zip(found.horizons, found.promised, found.paid, strict=True):

@@ -292,7 +292,7 @@ def _restore(state: LoopState, tensors: dict[str, Any], saved: dict[str, Any]) -
 
 def _outcome(state: LoopState, policy: Policy, real: Scores) -> dict[str, Any]:
     """Put a policy's real score beside the return of fresh dreams, those that it was taught in."""
-    judge, controller = state.config.judge, state.config.controller
+    judge, rules = state.config.judge, state.config.controller.dream_rules(state.place.round)
     # The round after the last one: starts and draws that no training saw.
     problem = make_problem(state)
     if isinstance(state.learner, Evolution) and isinstance(policy, Controllers):
@@ -304,8 +304,8 @@ def _outcome(state: LoopState, policy: Policy, real: Scores) -> dict[str, Any]:
         parts = (None if part is None else part[chosen] for part in (starts.h, starts.c))
         dreamt = imagine(
             problem.world, OnLanes.everywhere(policy, len(chosen)), type(starts)(starts.z[chosen], *parts),
-            judge.horizon, getattr(controller, "temperature", 1.0), problem.seed,
-            survival=state.task.reward == "survival",
+            judge.horizon, rules.temperature, problem.seed,
+            survival=rules.survival(state.task.reward), done=rules.done,
         ).returns()  # fmt: skip
     values = np.asarray(dreamt, dtype=np.float64)
     return {
